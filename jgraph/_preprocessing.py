@@ -56,7 +56,7 @@ class Preprocessing:
         return dataclasses.replace(self, image_size=image_size, resize_size=resize_size)
 
     def normalize(self, pictures_BHWC: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-        """Return `(x - mean) / std` of uint8 RGB pictures, float32; meant to run inside the graph."""
+        """Return `(x - mean) / std` of uint8 RGB pictures, float32; runs inside the graph."""
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         shape = (1,) * (pictures_BHWC.ndim - 1) + (3,)
         x = pictures_BHWC.astype(jnp.float32)

@@ -1,0 +1,64 @@
+"""jgraph: compiled graphs, reusable modules and transfer learning on JAX.
+
+Everything public is listed here and loaded on first use, so that `import jgraph` costs nothing.
+"""
+
+import importlib
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from jgraph._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from jgraph import data as data
+    from jgraph import hub as hub
+    from jgraph import losses as losses
+    from jgraph import models as models
+    from jgraph import train as train
+    from jgraph._errors import InputError as InputError
+    from jgraph._errors import PictureError as PictureError
+    from jgraph._finetune import Run as Run
+    from jgraph._finetune import finetune as finetune
+    from jgraph._finetune import load_run as load_run
+    from jgraph.train import EvalSpec as EvalSpec
+    from jgraph.train import TrainSpec as TrainSpec
+    from jgraph.train import evaluate as evaluate
+    from jgraph.train import train_and_evaluate as train_and_evaluate
+
+_MODULES = ("data", "hub", "losses", "models", "train")
+
+_ATTRIBUTES = {
+    "EvalSpec": "jgraph.train",
+    "InputError": "jgraph._errors",
+    "PictureError": "jgraph._errors",
+    "Run": "jgraph._finetune",
+    "TrainSpec": "jgraph.train",
+    "evaluate": "jgraph.train",
+    "finetune": "jgraph._finetune",
+    "load_run": "jgraph._finetune",
+    "train_and_evaluate": "jgraph.train",
+}
+
+__all__ = ["__version__"]
+__all__ += [*_MODULES, *_ATTRIBUTES]
+
+for _link in ("models", "losses"):
+    if not (pathlib.Path(__file__).parent / _link).is_dir():
+        raise ImportError(
+            f"jgraph/{_link} must be a link to ../{_link}, but this checkout came without links; "
+            "run 'git config core.symlinks true' and check it out again, or install the wheel"
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"jgraph.{name}")
+    if name in _ATTRIBUTES:
+        value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'jgraph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,305 @@
+"""The `jgraph` command."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jgraph._errors import InputError
+from jgraph._suggest import did_you_mean
+from jgraph._version import __version__
+
+if TYPE_CHECKING:
+    from jgraph._finetune import Prediction, Run
+
+_EXAMPLES = {
+    "jgraph": """\
+  jgraph finetune                            the embedded demo pictures
+  jgraph finetune pictures/                  your own: pictures/CLASS/NAME.jpg
+  jgraph predict runs/latest photo.jpg       what is on the photo?
+  jgraph evaluate runs/latest more/ --json   how good is it on other pictures?""",
+    "finetune": """\
+  jgraph finetune
+  jgraph finetune pictures/
+  jgraph finetune pictures/ --unfreeze last:2 --epochs 5
+  jgraph finetune pictures/ --out my-classifier --seed 1""",
+    "predict": """\
+  jgraph predict runs/latest photo.jpg
+  jgraph predict runs/latest photos/ --top 3
+  jgraph predict runs/latest photos/ --csv predictions.csv
+  jgraph predict runs/latest a.jpg b.jpg --json""",
+    "evaluate": """\
+  jgraph evaluate runs/latest pictures/test
+  jgraph evaluate runs/latest pictures/test --json""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help that opens with examples, errors in one sentence."""
+
+    def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        return f"Examples:\n{self.examples}\n\n{super().format_help()}"
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    @property
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
+        130 after Ctrl-C.
+    """
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        return args.run(args)
+    except InputError as error:
+        print(f"jgraph: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(
+            f"jgraph: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}; nothing half-written is left, "
+            "earlier runs are as they were",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\njgraph: stopped; no run was written, earlier runs are as they were", file=sys.stderr
+        )
+        return 130
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="jgraph",
+        examples=_EXAMPLES["jgraph"],
+        description="Fine-tune pretrained networks on your own pictures, and use the result.",
+    )
+    parser.add_argument("--version", action="version", version=f"jgraph {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=_Parser
+    )
+    made = {
+        "finetune": _add_finetune(commands),
+        "predict": _add_predict(commands),
+        "evaluate": _add_evaluate(commands),
+    }
+    if not argv:
+        parser.print_help()
+        raise SystemExit(0)
+    if not argv[0].startswith("-") and argv[0] not in made:
+        raise InputError(
+            f"the command must be one of {', '.join(made)}, got {argv[0]!r}"
+            f"{did_you_mean(argv[0], made)}"
+        )
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        owner = made.get(args.command, parser)
+        name = unknown[0].split("=")[0]
+        raise InputError(
+            f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "
+            f"(see {owner.prog} --help)"
+        )
+    if args.command is None:
+        parser.error(f"name a command: {', '.join(made)}")
+    return args
+
+
+def _add_finetune(commands: Any) -> _Parser:
+    parser = commands.add_parser(
+        "finetune",
+        examples=_EXAMPLES["finetune"],
+        help="make a classifier from a folder of pictures",
+        description="Make a picture classifier from a pretrained network and a folder of pictures.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="CLASS/NAME.jpg, or train/ with val/ and test/ holding those; left out: demo pictures",
+    )
+    add("--backbone", default="efficientnet_lite0", metavar="NAME", help="pretrained network")
+    add(
+        "--unfreeze", default="none", metavar="none|all|last:N", help="stages trained with the head"
+    )
+    add("--epochs", type=int, default=5, metavar="N", help="passes over the data while unfrozen")
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step")
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-3,
+        metavar="X",
+        help="peak rate of the head while unfrozen; the backbone has a tenth",
+    )
+    add("--image-size", type=int, metavar="PX", help="side the network sees; left out: its own")
+    add("--seed", type=int, default=0, metavar="N", help="of every draw")
+    add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
+    add(
+        "--on-bad-picture",
+        choices=("skip", "stop"),
+        default="skip",
+        help="what to do with a file that can't be read",
+    )
+    add("--debug", action="store_true", help="run without jit, so that breakpoints stop")
+    parser.set_defaults(run=_finetune)
+    return parser
+
+
+def _add_predict(commands: Any) -> _Parser:
+    parser = commands.add_parser(
+        "predict",
+        examples=_EXAMPLES["predict"],
+        help="classify pictures with a run",
+        description="Classify pictures. Files that are no pictures are named, the rest goes on.",
+    )
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add("pictures", nargs="+", metavar="PICTURE|FOLDER", help="files, and folders of files")
+    add("--top", type=int, default=5, metavar="K", help="classes per picture (default: 5)")
+    add("--json", action="store_true", help="print JSON")
+    add("--csv", metavar="FILE", help="write picture, rank, label, probability to FILE")
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step (default: 32)")
+    parser.set_defaults(run=_predict)
+    return parser
+
+
+def _add_evaluate(commands: Any) -> _Parser:
+    parser = commands.add_parser(
+        "evaluate",
+        examples=_EXAMPLES["evaluate"],
+        help="measure a run on pictures",
+        description="Measure a run on a folder of pictures of its classes.",
+    )
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add("data", metavar="DATA", help="CLASS/NAME.jpg with the run's classes")
+    add("--json", action="store_true", help="print JSON")
+    add(
+        "--on-bad-picture",
+        choices=("skip", "stop"),
+        default="skip",
+        help="what to do with a file that can't be read (default: skip)",
+    )
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step (default: 32)")
+    parser.set_defaults(run=_evaluate)
+    return parser
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from jgraph._cache import enable_compilation_cache
+    from jgraph._finetune import finetune
+
+    enable_compilation_cache()
+    finetune(
+        args.data,
+        backbone=args.backbone,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        image_size=args.image_size,
+        unfreeze=args.unfreeze,
+        seed=args.seed,
+        out=args.out,
+        debug=args.debug,
+        on_bad_picture=args.on_bad_picture,
+    )
+    return 0
+
+
+def _load(args: argparse.Namespace) -> Run:
+    from jgraph._cache import enable_compilation_cache
+    from jgraph._finetune import load_run
+
+    if args.batch_size < 1:
+        raise InputError(f"batch size must be at least 1, got {args.batch_size}")
+    enable_compilation_cache()
+    return load_run(args.run_folder)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if args.top < 1:
+        raise InputError(f"top must be at least 1, got {args.top}")
+    run = _load(args)
+    predictions = run.predict(args.pictures, batch_size=args.batch_size, on_bad_picture="skip")
+    _name_skipped(run)
+    if not predictions:
+        raise InputError(f"none of the {len(run.skipped)} files could be read as a picture")
+    if args.csv:
+        _write_csv(Path(args.csv), predictions, args.top)
+    if args.json:
+        rows = [
+            {
+                "picture": p.source,
+                "label": p.label,
+                "probability": p.probability,
+                "top": [{"label": name, "probability": x} for name, x in p.top(args.top)],
+            }
+            for p in predictions
+        ]
+        print(
+            json.dumps({"predictions": rows, "skipped": run.skipped}, ensure_ascii=False, indent=1)
+        )
+    elif not args.csv:
+        for p in predictions:
+            print(f"{p.source}: " + ", ".join(f"{name} {x:.3f}" for name, x in p.top(args.top)))
+    else:
+        print(f"{len(predictions)} predictions in {args.csv}")
+    return 0
+
+
+def _write_csv(path: Path, predictions: Sequence[Prediction], top: int) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("picture", "rank", "label", "probability"))
+        for p in predictions:
+            for rank, (name, probability) in enumerate(p.top(top), 1):
+                writer.writerow((p.source, rank, name, f"{probability:.6f}"))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    run = _load(args)
+    score = run.evaluate(args.data, batch_size=args.batch_size, on_bad_picture=args.on_bad_picture)
+    _name_skipped(run)
+    if args.json:
+        print(json.dumps({**score.to_json(), "skipped": run.skipped}, ensure_ascii=False, indent=1))
+        return 0
+    print(f"Accuracy ({score.name}): {score}")
+    print(f"  always the most frequent class: {score.baseline:.3f}")
+    for name, recall in score.recall.items():
+        print(f"  recall of {name}: {'no pictures' if recall is None else f'{recall:.3f}'}")
+    return 0
+
+
+def _name_skipped(run: Run) -> None:
+    for reason in run.skipped.values():
+        print(f"jgraph: left out: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The pictures of a run: which ones train, which ones check, and their features."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+from jgraph._errors import PictureError
+from jgraph._finetune._console import Console
+from jgraph._finetune._inference import Forward
+from jgraph._finetune._settings import Settings
+from jgraph.data import (
+    Pictures,
+    PictureSet,
+    Splits,
+    check_trainable,
+    stratified_folds,
+    stratified_holdout,
+)
+from jgraph.models import Classifier
+
+# Below this a fifth is too few to measure with and too many to lose.
+SMALLEST_TO_HOLD_OUT = 50
+HELD_OUT_FRACTION = 0.2
+FOLDS = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """All pictures that could be read, with their features and their roles.
+
+    Args:
+        paths: N files.
+        labels: int32 `[N]`.
+        class_names: K names.
+        roles: `[N]` of "train", "val", "held-out" and "test".
+        features: unit-length features, float32 `[N, D]`.
+        skipped: files that could not be read, with the reason.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Int32[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    roles: np.ndarray
+    features: Float[np.ndarray, "n d"]
+    skipped: dict[str, str]
+
+    def rows(self, role: str) -> Bool[np.ndarray, " n"]:
+        """Return which pictures have the role, bool `[N]`."""
+        return self.roles == role
+
+    def has(self, role: str) -> bool:
+        """Return whether any picture has the role."""
+        return bool(self.rows(role).any())
+
+    def pictures_of(self, rows: Bool[np.ndarray, " n"]) -> PictureSet:
+        """Return the chosen pictures."""
+        chosen = np.flatnonzero(rows)
+        paths = tuple(self.paths[i] for i in chosen)
+        return PictureSet(paths, self.labels[chosen], self.class_names)
+
+    @property
+    def headline(self) -> str | None:
+        """The set whose accuracy is the run's: the most independent one; None: none but train."""
+        return next((role for role in ("test", "val", "held-out") if self.has(role)), None)
+
+    @property
+    def monitor(self) -> str | None:
+        """The set that decides between head and fine-tuned network; never the test set."""
+        return next((role for role in ("val", "held-out") if self.has(role)), None)
+
+    def folds(self, seed: int) -> Int32[np.ndarray, " n"]:
+        """Return the cross-validation fold of each training picture, -1 for all others."""
+        train = self.rows("train")
+        folds = np.full(self.labels.shape, -1, np.int32)
+        folds[train] = stratified_folds(self.labels[train], FOLDS, seed)
+        return folds
+
+
+def gather(model: Classifier, splits: Splits, settings: Settings, console: Console) -> Corpus:
+    """Embed every picture once, leave out what can't be read, and give out the roles.
+
+    Raises:
+        PictureError: a file can't be read and the settings say stop, or none can be read.
+        InputError: too few readable pictures to train on.
+    """
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    found = {role: part for role, part in parts.items() if part is not None}
+    paths = tuple(path for part in found.values() for path in part.paths)
+    labels = np.concatenate([part.labels for part in found.values()])
+    roles = np.repeat(list(found), [len(part) for part in found.values()]).astype("<U8")
+    pictures = Pictures(
+        paths,
+        labels,
+        model.preprocessing,
+        min(settings.batch_size, len(paths)),
+        on_bad_picture=settings.on_bad_picture,
+    )
+    with console.bar("Embedding", len(paths), " pictures") as count:
+        features, good = Forward(model, Classifier.embed)(pictures, count)
+    skipped = {str(paths[i]): reason for i, reason in sorted(pictures.bad.items())}
+    for reason in skipped.values():
+        console.notice(f"left out: {reason}")
+    if not good.any():
+        raise PictureError(f"none of the {len(paths)} pictures can be read")
+    corpus = Corpus(
+        tuple(path for path, is_good in zip(paths, good, strict=True) if is_good),
+        labels[good],
+        splits.train.class_names,
+        roles[good],
+        features[good],
+        skipped,
+    )
+    check_trainable(corpus.pictures_of(corpus.rows("train")))
+    return _hold_out(corpus, settings)
+
+
+def _hold_out(corpus: Corpus, settings: Settings) -> Corpus:
+    """Hold a fifth of every class out where nothing else can answer what must be answered."""
+    train = np.flatnonzero(corpus.rows("train"))
+    tunes = settings.unfreeze != "none"
+    answered = corpus.monitor is not None if tunes else corpus.headline is not None
+    if answered or train.size < SMALLEST_TO_HOLD_OUT:
+        return corpus
+    _, held = stratified_holdout(corpus.labels[train], HELD_OUT_FRACTION, settings.seed)
+    roles = corpus.roles.copy()
+    roles[train[held]] = "held-out"
+    return dataclasses.replace(corpus, roles=roles)

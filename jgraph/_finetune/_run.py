@@ -1,0 +1,224 @@
+"""A finished run: its folder, its model, what it measured, and what can be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from jgraph import hub, models
+from jgraph._errors import InputError, ModuleFormatError, PictureError
+from jgraph._finetune._inference import Forward
+from jgraph._finetune._score import Score
+from jgraph._preprocessing import Preprocessing
+from jgraph._suggest import did_you_mean_path
+from jgraph.data import PICTURE_EXTENSIONS, Pictures, PictureSource, find_splits
+from jgraph.models import Classifier
+
+OnBadPicture = Literal["skip", "stop"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a classifier says of one picture.
+
+    Args:
+        source: the file, or the position of a picture given as an array.
+        class_names: K names.
+        probabilities: float32 `[K]`, summing to 1.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    probabilities: Float[np.ndarray, " k"]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """The probability of `label`."""
+        return float(self.probabilities.max())
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the `count` most probable classes with their probabilities, highest first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
+
+
+class Run:
+    """A trained classifier with its figures.
+
+    Args:
+        folder: where it lies.
+        model: the classifier, in eval mode.
+        manifest: module.json of its folder.
+
+    Attributes:
+        folder: where it lies.
+        model: the classifier; `run.model(pictures)` gives logits of uint8 `[B, S, S, 3]`.
+        metrics: figures of the run, such as `metrics["accuracy"]` and `metrics["count"]`.
+        class_names: names of the classes, in the order of the logits.
+        config: the settings it was made with.
+        skipped: pictures that could not be read, with the reason, of the last call.
+    """
+
+    def __init__(self, folder: Path, model: Classifier, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.model = model
+        self.metrics: dict[str, Any] = dict(manifest["metrics"])
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        self.class_names: tuple[str, ...] = model.class_names
+        self.skipped: dict[str, str] = {}
+        self._logits = Forward(model, Classifier.__call__)
+
+    def predict(
+        self,
+        pictures: PictureSource | Sequence[PictureSource],
+        *,
+        batch_size: int = 32,
+        on_bad_picture: OnBadPicture = "stop",
+    ) -> list[Prediction]:
+        """Classify pictures.
+
+        Args:
+            pictures: a file, a folder (with everything below it), an array `[H, W, 3]` uint8, a
+                Pillow image, or a sequence of those.
+            batch_size: pictures that go through the network together.
+            on_bad_picture: "stop" raises on a file that is no picture; "skip" leaves it out and
+                notes it in `skipped`.
+
+        Returns:
+            One prediction per picture, in order; folders in the order of their sorted names.
+
+        Raises:
+            InputError: a path doesn't exist, or a folder has no pictures.
+            PictureError: a picture can't be read and `on_bad_picture` is "stop".
+        """
+        sources = list(_expand(pictures))
+        if not sources:
+            self.skipped = {}
+            return []
+        rows, good = self._run(sources, None, batch_size, on_bad_picture)
+        shown = [
+            str(source) if isinstance(source, str | Path) else f"picture {i}"
+            for i, source in enumerate(sources)
+        ]
+        return [
+            Prediction(shown[i], self.class_names, _softmax(rows[i])) for i in np.flatnonzero(good)
+        ]
+
+    def evaluate(
+        self,
+        data: str | os.PathLike[str],
+        *,
+        batch_size: int = 32,
+        on_bad_picture: OnBadPicture = "skip",
+    ) -> Score:
+        """Measure the classifier on a folder of class folders.
+
+        Args:
+            data: class/name.jpg with the run's classes, or a folder with test/ (else val/).
+            batch_size: pictures that go through the network together.
+            on_bad_picture: as in `predict`.
+
+        Returns:
+            The score; `str(score)` reads "0.983, 118 of 120, 0.94-1.00".
+
+        Raises:
+            InputError: no such folder, no pictures, or classes that the run doesn't have.
+            PictureError: a picture can't be read and `on_bad_picture` is "stop".
+        """
+        splits = find_splits(Path(data), self.class_names)
+        name, pictures = next(
+            (name, part)
+            for name, part in (("test", splits.test), ("val", splits.val), ("test", splits.train))
+            if part is not None
+        )
+        rows, good = self._run(list(pictures.paths), pictures.labels, batch_size, on_bad_picture)
+        if not good.any():
+            raise PictureError(f"none of the {len(pictures)} pictures in {data} can be read")
+        return Score.of_logits(name, self.class_names, pictures.labels[good], rows[good])
+
+    def _run(
+        self,
+        sources: list[PictureSource],
+        labels: np.ndarray | None,
+        batch_size: int,
+        on_bad_picture: OnBadPicture,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        pictures = Pictures(
+            sources,
+            labels,
+            self.model.preprocessing,
+            min(batch_size, len(sources)),
+            on_bad_picture=on_bad_picture,
+        )
+        rows, good = self._logits(pictures)
+        self.skipped = {str(sources[i]): reason for i, reason in sorted(pictures.bad.items())}
+        return rows, good
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """Load a run folder after checking every file in it.
+
+    Args:
+        folder: a folder that `jgraph finetune` wrote, such as "runs/latest".
+
+    Returns:
+        The run.
+
+    Raises:
+        ModuleFormatError: no run folder, or one of another format.
+        ModuleIntegrityError: a file is missing or changed; all of them are named.
+        ModuleWeightsError: a weight is missing, left over or of another shape.
+    """
+    path = Path(folder).expanduser()
+    if not path.exists():
+        raise ModuleFormatError(f"there is no run folder {path}{did_you_mean_path(path)}")
+    manifest, weights = hub.read_module(path)
+    for key in ("network", "metrics"):
+        if not isinstance(manifest.get(key), dict):
+            raise ModuleFormatError(f"{path} is a module but not a run: its {key!r} is missing")
+    network = models.create(manifest["network"].get("name", ""), num_classes=0)
+    preprocessing = Preprocessing.from_json(manifest["preprocess"])
+    model = Classifier(network, manifest["labels"], preprocessing, rngs=nnx.Rngs(0))
+    model.eval()
+    models.set_weights(model, weights, source=str(path))
+    return Run(path, model, manifest)
+
+
+def _expand(pictures: Any) -> Iterable[PictureSource]:
+    if isinstance(pictures, list | tuple):
+        for item in pictures:
+            yield from _expand(item)
+    elif isinstance(pictures, str | Path):
+        yield from _expand_path(Path(pictures).expanduser())
+    else:
+        yield pictures
+
+
+def _expand_path(path: Path) -> Iterable[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_EXTENSIONS)
+        if not found:
+            raise InputError(f"there are no pictures in {path}; name files or a folder of pictures")
+        yield from found
+    elif path.exists():
+        yield path
+    else:
+        raise InputError(f"there is no picture or folder {path}{did_you_mean_path(path)}")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max())
+    return (shifted / shifted.sum()).astype(np.float32)

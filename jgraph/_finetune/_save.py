@@ -1,0 +1,222 @@
+"""Writing a run folder: module, figures, report and card, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jgraph import hub, models
+from jgraph._errors import ModuleFormatError
+from jgraph._finetune._card import card
+from jgraph._finetune._corpus import Corpus
+from jgraph._finetune._report import CurveRow, write_report
+from jgraph._finetune._score import Score
+from jgraph._finetune._settings import Settings
+from jgraph.models import Classifier
+
+RUNS = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """Everything a finished run leaves to be written.
+
+    Args:
+        name: of the data; runs/NAME-001 is made of it.
+        model: the trained classifier.
+        settings: what was asked for.
+        corpus: the pictures and their roles.
+        scores: the headline first.
+        pictures: the file behind each row of the headline.
+        curves: loss and accuracy per epoch, in the order of training.
+        penalty: L2 penalty of the head.
+        tuned: whether fine-tuned weights were kept; None if nothing was unfrozen.
+        notices: what was unusual.
+    """
+
+    name: str
+    model: Classifier
+    settings: Settings
+    corpus: Corpus
+    scores: Sequence[Score]
+    pictures: Sequence[Path]
+    curves: Sequence[CurveRow]
+    penalty: float
+    tuned: bool | None
+    notices: tuple[str, ...]
+
+    def next_commands(self, folder: Path) -> list[str]:
+        """Return commands a person may type next."""
+        run, picture = shlex.quote(str(folder)), shlex.quote(str(self.corpus.paths[0]))
+        commands = [f"jgraph predict {run} {picture}", f"jgraph evaluate {run} FOLDER"]
+        if self.settings.unfreeze == "none" and self.settings.data is not None:
+            data = shlex.quote(self.settings.data)
+            commands.append(f"jgraph finetune {data} --unfreeze last:2")
+        return commands
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """What was done, as rows of name and value."""
+        corpus, settings = self.corpus, self.settings
+        roles = [role for role in ("train", "val", "held-out", "test") if corpus.has(role)]
+        counts = ", ".join(f"{corpus.rows(role).sum()} {role}" for role in roles)
+        side = self.model.preprocessing.image_size
+        rows = [
+            ("Data", f"{self.name}: {counts}; {len(corpus.class_names)} classes"),
+            ("Backbone", f"{settings.backbone}, ImageNet weights, {side} px"),
+            (
+                "Head",
+                f"multinomial logistic regression on unit-length features, L2 penalty "
+                f"{self.penalty:g} by 5-fold cross-validation",
+            ),
+        ]
+        if self.tuned is not None:
+            kept = "kept" if self.tuned else "discarded: the head alone was better"
+            rows.append(
+                (
+                    "Fine-tuning",
+                    f"{settings.unfreeze}, {settings.epochs} epochs, batches of "
+                    f"{settings.batch_size}, rate {settings.learning_rate:g} (backbone a tenth); "
+                    f"{kept}",
+                )
+            )
+        rows.append(("Seed", str(settings.seed)))
+        return rows
+
+
+def save(finished: Finished, out: Path | None) -> Path:
+    """Write the run folder.
+
+    Args:
+        finished: what to write.
+        out: the folder; None for the next free runs/NAME-001, which runs/latest then points to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModuleFormatError: `out` exists.
+        OSError: it can't be written; nothing is left of it.
+    """
+    if out is not None:
+        return _write(finished, out)
+    while True:
+        folder = RUNS / f"{finished.name}-{_next_number(finished.name):03d}"
+        try:
+            _write(finished, folder)
+        except ModuleFormatError:
+            if not folder.exists():
+                raise
+            continue  # another run took the number meanwhile
+        _point_latest(folder)
+        return folder
+
+
+def _next_number(name: str) -> int:
+    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
+    entries = os.listdir(RUNS) if RUNS.is_dir() else []
+    taken = [int(match[1]) for match in map(pattern.fullmatch, entries) if match]
+    return max(taken, default=0) + 1
+
+
+def _point_latest(folder: Path) -> None:
+    link, fresh = RUNS / "latest", RUNS / f".latest-{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return  # a person's own folder of that name is left alone
+    fresh.symlink_to(folder.name)
+    fresh.replace(link)
+
+
+def _write(finished: Finished, folder: Path) -> Path:
+    model = finished.model
+    weights = models.published(finished.settings.backbone)
+    assert weights is not None, "only published weights are fine-tuned"
+
+    def write_files(unfinished: Path) -> None:
+        _write_metrics(unfinished / "metrics.csv", finished.curves)
+        _write_json(unfinished / "config.json", _config(finished))
+        _write_json(unfinished / "split.json", _split(finished.corpus))
+        write_report(
+            unfinished / "report.html",
+            title=folder.name,
+            summary=finished.summary,
+            scores=finished.scores,
+            curves=finished.curves,
+            pictures=finished.pictures,
+            next_commands=finished.next_commands(folder),
+            notices=finished.notices,
+        )
+        text = card(
+            folder,
+            finished.summary,
+            finished.scores,
+            finished.corpus.paths[0],
+            weights.licence,
+        )
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+
+    manifest = {
+        "network": {"name": finished.settings.backbone},
+        "signatures": _signatures(model),
+        "preprocess": model.preprocessing.to_json(),
+        "labels": list(model.class_names),
+        "licence": {"backbone": weights.licence},
+        "provenance": {"backbone": weights.handle, "sha256": weights.sha256},
+        "metrics": {
+            **finished.scores[0].to_json(),
+            "all": {score.name: score.to_json() for score in finished.scores},
+        },
+    }
+    return hub.write_module(folder, manifest, models.weights_of(model), write_files=write_files)
+
+
+def _signatures(model: Classifier) -> dict[str, Any]:
+    side, classes = model.preprocessing.image_size, len(model.class_names)
+    inputs = {"pictures": {"shape": ["batch", side, side, 3], "dtype": "uint8"}}
+
+    def outputs(name: str, size: int) -> dict[str, Any]:
+        return {name: {"shape": ["batch", size], "dtype": "float32"}}
+
+    return {
+        "default": {"inputs": inputs, "outputs": outputs("logits", classes)},
+        "features": {
+            "inputs": inputs,
+            "outputs": outputs("features", model.backbone.feature_size),
+        },
+    }
+
+
+def _config(finished: Finished) -> dict[str, Any]:
+    return {
+        **finished.settings.to_json(),
+        "penalty": finished.penalty,
+        "fine_tuned": bool(finished.tuned),
+        "skipped": finished.corpus.skipped,
+    }
+
+
+def _split(corpus: Corpus) -> dict[str, list[str]]:
+    roles = ("train", "val", "held-out", "test")
+    return {
+        role: [str(path) for path in corpus.pictures_of(corpus.rows(role)).paths]
+        for role in roles
+        if corpus.has(role)
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_metrics(path: Path, curves: Sequence[CurveRow]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CurveRow._fields)
+        writer.writerows(curves)

@@ -1,0 +1,204 @@
+"""The module folder: module.json, weights.safetensors, and whatever files belong to the module.
+
+module.json names every other file with its SHA-256 and length, and every weight with its shape and
+dtype, so that a folder is either exactly what was written or is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jgraph._errors import ModuleFormatError, ModuleIntegrityError, ModuleWeightsError
+from jgraph._version import __version__
+
+FORMAT = "jgraph-module"
+VERSION = 1
+MANIFEST = "module.json"
+WEIGHTS = "weights.safetensors"
+
+_MAX_MANIFEST_BYTES = 16 << 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_REQUIRED = {"signatures": dict, "weights": dict, "files": dict, "labels": list, "preprocess": dict}
+
+
+def made_with() -> dict[str, str]:
+    """Return the versions of the packages that made a module."""
+    return {"jgraph": __version__, **{name: metadata.version(name) for name in ("jax", "flax")}}
+
+
+def write_module(
+    folder: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    *,
+    write_files: Callable[[Path], object] = lambda folder: None,
+) -> Path:
+    """Write a module folder whole or not at all.
+
+    Everything is written beside the destination, then renamed: a full disk, an error or
+    Ctrl-C leaves nothing that looks like a module.
+
+    Args:
+        folder: the destination, which must not exist.
+        manifest: `signatures`, `labels`, `preprocess` and anything else that is JSON; this
+            function adds `format`, `version`, `weights`, `files` and `made_with`.
+        weights: `{path: array}`.
+        write_files: called with the unfinished folder to add further files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModuleFormatError: the destination exists, or is a name that can't be made.
+        ModuleWeightsError: a weight isn't finite.
+        OSError: the disk is full or can't be written.
+    """
+    folder = Path(folder)
+    if folder.exists() or folder.is_symlink():
+        raise ModuleFormatError(f"{folder} exists already; choose another name or remove it")
+    _check_finite(weights)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
+    try:
+        # safetensors writes the memory of a transposed view as it lies, which reloads wrong.
+        tensors = {name: np.array(array, order="C") for name, array in weights.items()}
+        (unfinished / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
+        write_files(unfinished)
+        files = {
+            path.relative_to(unfinished).as_posix(): _digest(path) for path in _tree(unfinished)
+        }
+        whole = {
+            "format": FORMAT,
+            "version": VERSION,
+            **manifest,
+            "weights": {k: [list(v.shape), v.dtype.name] for k, v in sorted(tensors.items())},
+            "files": files,
+            "made_with": made_with(),
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return folder
+
+
+def read_module(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read a module folder after checking every file against its manifest.
+
+    Args:
+        folder: a folder that `write_module` wrote.
+
+    Returns:
+        The manifest and the weights, `{path: array}`.
+
+    Raises:
+        ModuleFormatError: no module folder, or a manifest that breaks the format.
+        ModuleIntegrityError: a file is missing or changed; all of them are named.
+        ModuleWeightsError: the weights differ from the manifest's list, or aren't finite.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest["files"])
+    if WEIGHTS not in manifest["files"]:
+        raise ModuleFormatError(f"{folder / MANIFEST} must list {WEIGHTS} among its files")
+    try:
+        weights = safetensors.numpy.load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModuleWeightsError(
+            f"{folder / WEIGHTS} is not a safetensors file: {error}"
+        ) from error
+    found = {name: [list(array.shape), array.dtype.name] for name, array in weights.items()}
+    wrong = sorted(
+        name
+        for name in found.keys() | manifest["weights"].keys()
+        if found.get(name) != manifest["weights"].get(name)
+    )
+    if wrong:
+        raise ModuleWeightsError(
+            f"{folder / WEIGHTS} differs from {MANIFEST} in {len(wrong)} weights: "
+            f"{', '.join(wrong[:5])}; fetch or train the module again"
+        )
+    _check_finite(weights)
+    return manifest, weights
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "has no module.json" if folder.is_dir() else "does not exist"
+        raise ModuleFormatError(f"{folder} must be a run or module folder, but it {what}")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ModuleFormatError(f"{path} is longer than {_MAX_MANIFEST_BYTES} bytes")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModuleFormatError(f"{path} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModuleFormatError(f'{path} must say "format": "{FORMAT}"')
+    if manifest.get("version") != VERSION:
+        raise ModuleFormatError(
+            f"{path} has version {manifest.get('version')!r}, this jgraph reads {VERSION}; "
+            "install a newer jgraph"
+        )
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ModuleFormatError(f"{path} must hold {key!r} as a JSON {kind.__name__}")
+    return manifest
+
+
+def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
+    bad = []
+    for name, entry in files.items():
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ModuleFormatError(
+                f"{folder / MANIFEST} lists a file name that isn't allowed: {name!r}"
+            )
+        path = folder / name
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            raise ModuleIntegrityError(f"{path} must be a plain file, not a link")
+        if not path.is_file():
+            bad.append(f"{name} is missing")
+        elif _digest(path) != entry:
+            bad.append(f"{name} has changed")
+    if bad:
+        raise ModuleIntegrityError(
+            f"{folder} is not as it was written: {'; '.join(bad)}. "
+            "Restore the files from a copy, or make the folder again"
+        )
+
+
+def _check_finite(weights: Mapping[str, np.ndarray]) -> None:
+    bad = [k for k, v in weights.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if bad:
+        raise ModuleWeightsError(f"weights must be finite, these are not: {', '.join(bad[:5])}")
+
+
+def _tree(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,161 @@
+"""One training step as a function of flat arrays: gradients, update, sums, and a guard."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jgraph.train._eager import jit_is_off
+from jgraph.train._objective import LossFn, Measured, measure_loss
+from jgraph.train._state import Binding, Leaves, own
+
+
+class Health(NamedTuple):
+    """The number of the step, and the first step, 0 for none, that wasn't finite, with its loss."""
+
+    step: Int[Array, ""]
+    bad_step: Int[Array, ""]
+    bad_loss: Float[Array, ""]
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next: model and optimizer, flat; the window's sums; health."""
+
+    state: Leaves
+    window: Measured
+    health: Health
+
+
+Stepped: TypeAlias = tuple[Leaves, Health]
+
+
+class Stepper:
+    """The step of one model, loss function and optimizer.
+
+    `step(leaves, batch)` takes the carry as a flat tuple, donated, and gives the next one and a
+    copy of its health, which isn't donated to the step after. A step whose loss or update isn't
+    finite changes nothing but the health, and so do all that follow it: the state is the one
+    after the last good step.
+
+    Args:
+        binding: how leaves make the model.
+        loss_fn: the user's loss function.
+        optimizer: an optax transformation; it sees the trainable Params as nested dicts.
+        params: leaves of the trainable Params.
+        rest: leaves of the other Variables.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        params: Leaves,
+        rest: Leaves,
+    ) -> None:
+        self._binding = binding
+        self._loss_fn = loss_fn
+        self._optimizer = optax.with_extra_args_support(optimizer)
+        # Copies, since the steps donate them: the caller's arrays stay.
+        self._params, self._rest = tuple(map(own, params)), tuple(map(own, rest))
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = self._optimizer.init(binding.params.nest(self._params))
+        self._opt_leaves, self._opt_structure = jax.tree.flatten(opt_state)
+        self._structure: Any = None
+        # Plain tuples in and out: neither flattening nor unflattening them runs Python.
+        self.step = jax.jit(self._flat_step, donate_argnums=0)
+
+    def start(self, batch: Any) -> Stepped:
+        """Return the carry before the first step; `batch` tells which sums there are."""
+        state = (*self._params, *self._rest, *map(own, self._opt_leaves))
+        if jit_is_off():
+            # Nothing compiles, so the window may grow names; and user code is never traced.
+            window = Measured({}, {})
+        else:
+            arguments = self._params, self._rest, batch
+            window = _zeros(jax.eval_shape(lambda *a: self._forward(*a)[1][0], *arguments))
+        health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
+        return self._flatten(Carry(state, window, health)), health
+
+    def model_leaves(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """Return the leaves of the trainable Params and of the other Variables."""
+        return self._unpack(leaves)[:2]
+
+    def take_window(self, leaves: Leaves) -> tuple[Measured, Leaves]:
+        """Return the window's sums, and the carry with empty sums in their place."""
+        carry = self._unflatten(leaves)
+        return carry.window, self._flatten(carry._replace(window=_zeros(carry.window)))
+
+    def _flatten(self, carry: Carry) -> Leaves:
+        leaves, self._structure = jax.tree.flatten(carry)
+        return tuple(leaves)
+
+    def _unflatten(self, leaves: Leaves) -> Carry:
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def _unpack(self, state: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+        first = len(self._params)
+        middle = first + len(self._rest)
+        return state[:first], state[first:middle], state[middle : middle + len(self._opt_leaves)]
+
+    def _forward(
+        self, params: Leaves, rest: Leaves, batch: Any
+    ) -> tuple[Float[Array, ""], tuple[Measured, Leaves]]:
+        model = self._binding.merge(params, rest, train=True)
+        measured = measure_loss(self._loss_fn, model, batch)
+        return measured.objective(), (measured, self._binding.read_rest(model, rest))
+
+    def _flat_step(self, leaves: Leaves, batch: Any) -> tuple[Leaves, Leaves]:
+        carry = self._step(self._unflatten(leaves), batch)
+        return self._flatten(carry), tuple(carry.health)
+
+    def _step(self, carry: Carry, batch: Any) -> Carry:
+        params, rest, opt_leaves = self._unpack(carry.state)
+        value_and_grad = jax.value_and_grad(self._forward, has_aux=True)
+        (loss, (measured, new_rest)), gradients = value_and_grad(params, rest, batch)
+        tree = self._binding.params.nest(params)
+        opt_state = jax.tree.unflatten(self._opt_structure, opt_leaves)
+        # Strict promotion is the user's choice for their code; optax isn't written to it.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self._optimizer.update(
+                self._binding.params.nest(gradients), opt_state, tree, value=loss
+            )
+            new_params = self._binding.params.unnest(optax.apply_updates(tree, updates))
+        new_state = (*new_params, *new_rest, *jax.tree.leaves(opt_state))
+
+        number = carry.health.step + 1
+        finite = _all_finite((loss, updates))
+        good = finite & (carry.health.bad_step == 0)
+        first_bad = ~finite & (carry.health.bad_step == 0)
+        keep = functools.partial(_keep, good)
+        window = carry.window.add(jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), measured))
+        health = Health(
+            number,
+            jnp.where(first_bad, number, carry.health.bad_step),
+            jnp.where(first_bad, loss.astype(jnp.float32), carry.health.bad_loss),
+        )
+        state = tuple(map(keep, new_state, carry.state))
+        return Carry(state, window, health)
+
+
+def _zeros(shapes: Measured) -> Measured:
+    """Return empty sums under the same names."""
+    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), x.dtype), shapes)
+
+
+def _keep(good: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Return new where the step was good; what the step left alone isn't copied."""
+    if new is old:
+        return old
+    # The state keeps its types: another one would compile a second program.
+    return jnp.where(good, jnp.asarray(new).astype(jnp.asarray(old).dtype), old)
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()

