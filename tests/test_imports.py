@@ -14,7 +14,7 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
-    {"_errors", "_version", "_suggest", "_cache"},
+    {"_errors", "_version", "_suggest", "_cache", "_eager"},
     {"_preprocessing"},
     {"losses", "models", "data"},
     {"hub"},

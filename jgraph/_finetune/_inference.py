@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jgraph.data import Pictures
+from jgraph._eager import jit_is_off
+from jgraph.data import Batch, Pictures
 from jgraph.models import Classifier
 
 Method = Callable[[Classifier, Array], Array]
+
+# Each batch under way holds its activations: 1 GB for 32 pictures of 224 px.
+_MOST_PROGRAMS = 4
 
 
 class Forward:
@@ -45,13 +52,47 @@ class Forward:
         """
         rows: np.ndarray | None = None
         good = np.zeros(len(pictures.paths), bool)
-        for batch in pictures:
-            out = np.asarray(self._forward(self._state, batch["picture"]))
-            if rows is None:
-                rows = np.zeros((good.size, *out.shape[1:]), out.dtype)
-            real = batch["weight"] > 0
-            rows[batch["index"][real]] = out[real]
-            good[batch["index"][real]] = True
-            on_batch(int(real.sum()))
+        with ThreadPoolExecutor(_programs()) as pool:
+            waiting: deque[tuple[Batch, Future[np.ndarray]]] = deque()
+
+            def collect() -> np.ndarray:
+                batch, future = waiting.popleft()
+                out = future.result()
+                into = np.zeros((good.size, *out.shape[1:]), out.dtype) if rows is None else rows
+                real = batch["weight"] > 0
+                into[batch["index"][real]] = out[real]
+                good[batch["index"][real]] = True
+                on_batch(int(real.sum()))
+                return into
+
+            for batch in pictures:
+                waiting.append((batch, self._start(pool, batch["picture"])))
+                # The first batch alone, so that the program is compiled once.
+                if rows is None or len(waiting) > _programs():
+                    rows = collect()
+            while waiting:
+                rows = collect()
         assert rows is not None, "Pictures holds at least one batch"
         return rows, good
+
+    def _start(self, pool: ThreadPoolExecutor, pictures: np.ndarray) -> Future[np.ndarray]:
+        if not jit_is_off():
+            return pool.submit(self._rows, pictures)
+        # A debugger steps through one thread, and jit is off in this thread only.
+        done: Future[np.ndarray] = Future()
+        done.set_result(self._rows(pictures))
+        return done
+
+    def _rows(self, pictures: np.ndarray) -> np.ndarray:
+        return np.asarray(self._forward(self._state, pictures))
+
+
+def _programs() -> int:
+    """Return how many batches to run at once.
+
+    XLA's CPU backend runs such a network's program on one core: two at once take the time of one.
+    An accelerator has its own queue and gains nothing.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    return min(os.cpu_count() or 1, _MOST_PROGRAMS)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
-from jgraph.train._eager import jit_is_off
 
 _DEPTH = 2
 _END = object()

@@ -154,12 +154,10 @@ def fit_logistic(
     center, basis, z = _reduce(features_ND.astype(np.float32), train)
     problem = (jnp.asarray(z), jnp.asarray(labels_N, jnp.int32))
     fit = functools.partial(_fit, *problem, num_classes=num_classes)
-    report = None
+    report: CrossValidation | None = None
     if len(penalties) > 1 and folds_N is not None:
         report = _cross_validate(fit, problem, train, np.where(held_out, -1, folds_N), penalties)
-        chosen = penalties[int(np.argmin(report.losses))]
-    else:
-        (chosen,) = penalties
+    chosen = min(penalties) if report is None else penalties[int(np.argmin(report.losses))]
     # The same batched program as in cross-validation, so that nothing compiles twice.
     params, _, curve, steps = fit(train[None], held_out.astype(np.float32)[None], chosen)
     kernel = np.asarray(params["kernel"][0])

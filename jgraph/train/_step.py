@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jgraph.train._eager import jit_is_off
+from jgraph._eager import jit_is_off
 from jgraph.train._objective import LossFn, Measured, measure_loss
 from jgraph.train._state import Binding, Leaves, own
 
