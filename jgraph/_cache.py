@@ -36,5 +36,7 @@ def enable_compilation_cache() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
+    if not os.access(folder, os.W_OK):
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

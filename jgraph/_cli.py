@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
+import io
 import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jgraph._errors import InputError
-from jgraph._suggest import did_you_mean
+from jgraph._suggest import did_you_mean, did_you_mean_path
 from jgraph._version import __version__
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ _EXAMPLES = {
   jgraph evaluate runs/latest pictures/test
   jgraph evaluate runs/latest pictures/test --json""",
 }
+
+
+# The disk is full, a quota is, or a file may not grow further.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,9 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
         130 after Ctrl-C.
     """
+    # Names of files needn't be text, and a terminal needn't know every letter.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        return args.run(args)
+        code = args.run(args)
+        # Now, where a reader that has gone is still met by the lines below.
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"jgraph: {error}", file=sys.stderr)
         return 2
@@ -79,16 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        advice = "; make room, or write to another disk, and try again"
         print(
-            f"jgraph: {error.strerror or error}"
-            f"{f' ({error.filename})' if error.filename else ''}; nothing half-written is left, "
-            "earlier runs are as they were",
+            f"jgraph: {error.strerror or error}{where}; nothing half-written is left, earlier "
+            f"files are as they were{advice if error.errno in _NO_ROOM else ''}",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
         print(
-            "\njgraph: stopped; no run was written, earlier runs are as they were", file=sys.stderr
+            "\njgraph: stopped; nothing half-written is left, earlier files are as they were",
+            file=sys.stderr,
         )
         return 130
 
@@ -135,7 +151,6 @@ def _add_finetune(commands: Any) -> _Parser:
         examples=_EXAMPLES["finetune"],
         help="make a classifier from a folder of pictures",
         description="Make a picture classifier from a pretrained network and a folder of pictures.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -144,28 +159,37 @@ def _add_finetune(commands: Any) -> _Parser:
         metavar="DATA",
         help="CLASS/NAME.jpg, or train/ with val/ and test/ holding those; left out: demo pictures",
     )
-    add("--backbone", default="efficientnet_lite0", metavar="NAME", help="pretrained network")
     add(
-        "--unfreeze", default="none", metavar="none|all|last:N", help="stages trained with the head"
+        "--backbone",
+        default="efficientnet_lite0",
+        metavar="NAME",
+        help="pretrained network (default: %(default)s)",
     )
-    add("--epochs", type=int, default=5, metavar="N", help="passes over the data while unfrozen")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step")
+    add(
+        "--unfreeze",
+        default="none",
+        metavar="none|all|last:N",
+        help="stages trained with the head (default: %(default)s)",
+    )
+    add(
+        "--epochs",
+        type=_whole,
+        default=5,
+        metavar="N",
+        help="passes over the data while unfrozen (default: %(default)s)",
+    )
+    _add_batch_size(parser)
     add(
         "--learning-rate",
-        type=float,
+        type=_number,
         default=1e-3,
         metavar="X",
-        help="peak rate of the head while unfrozen; the backbone has a tenth",
+        help="peak rate of the head while unfrozen; the backbone has a tenth (default: 0.001)",
     )
-    add("--image-size", type=int, metavar="PX", help="side the network sees; left out: its own")
-    add("--seed", type=int, default=0, metavar="N", help="of every draw")
+    add("--image-size", type=_whole, metavar="PX", help="side the network sees; left out: its own")
+    add("--seed", type=_whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
-    add(
-        "--on-bad-picture",
-        choices=("skip", "stop"),
-        default="skip",
-        help="what to do with a file that can't be read",
-    )
+    _add_on_bad_picture(parser)
     add("--debug", action="store_true", help="run without jit, so that breakpoints stop")
     parser.set_defaults(run=_finetune)
     return parser
@@ -181,10 +205,10 @@ def _add_predict(commands: Any) -> _Parser:
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
     add("pictures", nargs="+", metavar="PICTURE|FOLDER", help="files, and folders of files")
-    add("--top", type=int, default=5, metavar="K", help="classes per picture (default: 5)")
+    add("--top", type=_whole, default=5, metavar="K", help="classes per picture (default: 5)")
     add("--json", action="store_true", help="print JSON")
     add("--csv", metavar="FILE", help="write picture, rank, label, probability to FILE")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step (default: 32)")
+    _add_batch_size(parser)
     parser.set_defaults(run=_predict)
     return parser
 
@@ -200,15 +224,43 @@ def _add_evaluate(commands: Any) -> _Parser:
     add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
     add("data", metavar="DATA", help="CLASS/NAME.jpg with the run's classes")
     add("--json", action="store_true", help="print JSON")
-    add(
+    _add_on_bad_picture(parser)
+    _add_batch_size(parser)
+    parser.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_batch_size(parser: _Parser) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=_whole,
+        default=32,
+        metavar="N",
+        help="pictures per step (default: %(default)s)",
+    )
+
+
+def _add_on_bad_picture(parser: _Parser) -> None:
+    parser.add_argument(
         "--on-bad-picture",
         choices=("skip", "stop"),
         default="skip",
-        help="what to do with a file that can't be read (default: skip)",
+        help="what to do with a file that can't be read (default: %(default)s)",
     )
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures per step (default: 32)")
-    parser.set_defaults(run=_evaluate)
-    return parser
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def _finetune(args: argparse.Namespace) -> int:
@@ -245,13 +297,16 @@ def _load(args: argparse.Namespace) -> Run:
 def _predict(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise InputError(f"top must be at least 1, got {args.top}")
+    table = Path(args.csv).expanduser() if args.csv else None
+    if table is not None:
+        _check_table(table)
     run = _load(args)
     predictions = run.predict(args.pictures, batch_size=args.batch_size, on_bad_picture="skip")
     _name_skipped(run)
     if not predictions:
         raise InputError(f"none of the {len(run.skipped)} files could be read as a picture")
-    if args.csv:
-        _write_csv(Path(args.csv), predictions, args.top)
+    if table is not None:
+        _write_csv(table, predictions, args.top)
     if args.json:
         rows = [
             {
@@ -262,32 +317,59 @@ def _predict(args: argparse.Namespace) -> int:
             }
             for p in predictions
         ]
-        print(
-            json.dumps({"predictions": rows, "skipped": run.skipped}, ensure_ascii=False, indent=1)
-        )
-    elif not args.csv:
+        print(json.dumps({"predictions": rows, "skipped": run.skipped}, indent=1))
+    elif table is None:
         for p in predictions:
             print(f"{p.source}: " + ", ".join(f"{name} {x:.3f}" for name, x in p.top(args.top)))
     else:
-        print(f"{len(predictions)} predictions in {args.csv}")
+        print(f"{len(predictions)} predictions in {table}")
     return 0
 
 
+def _check_table(path: Path) -> None:
+    """Refuse a file that can't be written before the work, not after it."""
+    if path.is_dir():
+        raise InputError(f"--csv must name a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(
+            f"--csv must name a file in a folder that exists, and {path.parent} doesn't"
+            f"{did_you_mean_path(path.parent)}"
+        )
+
+
 def _write_csv(path: Path, predictions: Sequence[Prediction], top: int) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("picture", "rank", "label", "probability"))
-        for p in predictions:
-            for rank, (name, probability) in enumerate(p.top(top), 1):
-                writer.writerow((p.source, rank, name, f"{probability:.6f}"))
+    """Write the table; an earlier one is replaced by a whole one or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("picture", "rank", "label", "probability"))
+    for p in predictions:
+        for rank, (name, probability) in enumerate(p.top(top), 1):
+            writer.writerow((p.source, rank, name, f"{probability:.6f}"))
+    table = text.getvalue().encode("utf-8", "backslashreplace")
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(table)  # a pipe or a device can't be replaced
+        return
+    unfinished = path.with_name(f".{path.name}.unfinished-{secrets.token_hex(4)}")
+    try:
+        unfinished.write_bytes(table)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     run = _load(args)
     score = run.evaluate(args.data, batch_size=args.batch_size, on_bad_picture=args.on_bad_picture)
     _name_skipped(run)
+    if score.trained_on:
+        print(
+            f"jgraph: {score.trained_on} of these {score.count} pictures trained the run, so the "
+            "accuracy is too good; measure on others",
+            file=sys.stderr,
+        )
     if args.json:
-        print(json.dumps({**score.to_json(), "skipped": run.skipped}, ensure_ascii=False, indent=1))
+        print(json.dumps({**score.to_json(), "skipped": run.skipped}, indent=1))
         return 0
     print(f"Accuracy ({score.name}): {score}")
     print(f"  always the most frequent class: {score.baseline:.3f}")

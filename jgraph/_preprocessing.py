@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -68,5 +69,29 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: a value is missing, unknown or of another kind; it is named.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted(fields ^ value.keys())
+        wrong += [k for k in ("image_size", "resize_size") if type(value.get(k)) is not int]
+        wrong += [k for k in ("mean", "std") if not _is_color(value.get(k))]
+        if value.get("interpolation") not in get_args(Interpolation):
+            wrong.append("interpolation")
+        if wrong:
+            raise InputError(
+                f"preprocessing needs whole image_size and resize_size, interpolation of "
+                f"{', '.join(get_args(Interpolation))}, and three numbers each for mean and std; "
+                f"wrong: {', '.join(dict.fromkeys(wrong))}"
+            )
         return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+    )

@@ -22,6 +22,9 @@ def did_you_mean_path(path: Path) -> str:
     """Return the hint for a path that doesn't exist, by its first part that doesn't."""
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent
-    siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings: list[str] = []
+    if path.parent.is_dir():
+        # A link to what is gone has a name, but nobody means it.
+        siblings = sorted(child.name for child in path.parent.iterdir() if child.exists())
     near = difflib.get_close_matches(path.name, siblings, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ _SETS = {
 _CARD = """\
 # {title}
 
-A picture classifier for {classes}, made with [jgraph](https://github.com/jgraph/jgraph).
+A picture classifier for {classes}, made with jgraph.
 
 | | |
 | --- | --- |
@@ -36,7 +38,7 @@ picture was used for what.
 On the command line:
 
 ```bash
-jgraph predict {folder} {picture}
+{command}
 ```
 
 In Python:
@@ -51,8 +53,9 @@ for prediction in run.predict({picture!r}):
 
 ## Licence
 
-The backbone's weights: {licence}. What you may do with this model depends on them and on the
-licence of the pictures it was trained on.
+The backbone's weights: {licence}.
+What you may do with this model depends on them and on the licence of the pictures it was trained
+on.
 """
 
 
@@ -82,14 +85,16 @@ def card(
     lines.append("")
     lines += ["| class | pictures | recall | precision |", "| --- | --- | --- | --- |"]
     totals = scores[0].confusion.sum(1)
+    recall, precision = scores[0].recall, scores[0].precision
     for name, total in zip(names, totals.tolist(), strict=True):
-        recall, precision = scores[0].recall[name], scores[0].precision[name]
-        lines.append(f"| {_cell(name)} | {total} | {_rate(recall)} | {_rate(precision)} |")
+        rates = f"{_rate(recall[name])} | {_rate(precision[name])}"
+        lines.append(f"| {_cell(name)} | {total} | {rates} |")
     return _CARD.format(
         title=_cell(folder.name),
         classes=_cell(shown),
         summary="\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in summary),
         scores="\n".join(lines),
+        command=shlex.join(["jgraph", "predict", str(folder), str(picture)]),
         folder=str(folder),
         picture=str(picture),
         licence=licence,
@@ -97,7 +102,7 @@ def card(
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"([|<`*\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _rate(value: float | None) -> str:

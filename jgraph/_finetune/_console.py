@@ -26,7 +26,15 @@ class Console:
     def say(self, text: str = "") -> None:
         """Print a line."""
         if self.verbose:
+            # A bar on the same terminal is taken away for the line and drawn again below it.
+            with tqdm.external_write_mode(file=sys.stdout):
+                self._print(text)
+
+    def _print(self, text: str) -> None:
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            self.verbose = False  # the reader has seen enough; the work goes on
 
     def notice(self, text: str) -> None:
         """Print something unusual and keep it for the report."""

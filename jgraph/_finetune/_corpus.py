@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, Int64
 
 from jgraph._errors import PictureError
 from jgraph._finetune._console import Console
@@ -21,6 +24,7 @@ from jgraph.data import (
     stratified_holdout,
 )
 from jgraph.models import Classifier
+from jgraph.train import LogisticFit, balanced_weights, fit_logistic
 
 # Below this a fifth is too few to measure with and too many to lose.
 SMALLEST_TO_HOLD_OUT = 50
@@ -72,6 +76,26 @@ class Corpus:
         """The set that decides between head and fine-tuned network; never the test set."""
         return next((role for role in ("val", "held-out") if self.has(role)), None)
 
+    @property
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """What each training picture counts, classes balanced where lopsided; 1 for all others."""
+        train = self.rows("train")
+        weights = np.ones(self.labels.shape, np.float32)
+        weights[train] = balanced_weights(self.labels[train], len(self.class_names))
+        return weights
+
+    def fit_head(self, rows: Bool[np.ndarray, " n"], **arguments: Any) -> LogisticFit:
+        """Fit the head to the features of the chosen pictures, arguments as in `fit_logistic`."""
+        # With jit even to debug: the network is what a person steps through, this takes minutes.
+        with jax.disable_jit(False):
+            return fit_logistic(
+                self.features[rows],
+                self.labels[rows],
+                len(self.class_names),
+                weights_N=self.weights[rows],
+                **arguments,
+            )
+
     def folds(self, seed: int) -> Int32[np.ndarray, " n"]:
         """Return the cross-validation fold of each training picture, -1 for all others."""
         train = self.rows("train")
@@ -99,6 +123,11 @@ def gather(model: Classifier, splits: Splits, settings: Settings, console: Conso
         min(settings.batch_size, len(paths)),
         on_bad_picture=settings.on_bad_picture,
     )
+    if settings.batch_size > len(paths):
+        console.notice(
+            f"the batch size {settings.batch_size} is more than the {len(paths)} pictures; "
+            f"{len(paths)} is used"
+        )
     with console.bar("Embedding", len(paths), " pictures") as count:
         features, good = Forward(model, Classifier.embed)(pictures, count)
     skipped = {str(paths[i]): reason for i, reason in sorted(pictures.bad.items())}
@@ -115,16 +144,29 @@ def gather(model: Classifier, splits: Splits, settings: Settings, console: Conso
         skipped,
     )
     check_trainable(corpus.pictures_of(corpus.rows("train")))
-    return _hold_out(corpus, settings)
-
-
-def _hold_out(corpus: Corpus, settings: Settings) -> Corpus:
-    """Hold a fifth of every class out where nothing else can answer what must be answered."""
     train = np.flatnonzero(corpus.rows("train"))
-    tunes = settings.unfreeze != "none"
-    answered = corpus.monitor is not None if tunes else corpus.headline is not None
-    if answered or train.size < SMALLEST_TO_HOLD_OUT:
-        return corpus
+    given = {role for role in ("val", "test") if corpus.has(role)}
+    if holds_out(given, train.size, settings):
+        return _hold_out(corpus, train, settings)
+    if holds_out(given, len(splits.train), settings):
+        console.notice(
+            f"only {train.size} training pictures can be read, fewer than {SMALLEST_TO_HOLD_OUT}: "
+            "none is held out, cross-validation measures"
+        )
+    return corpus
+
+
+def holds_out(given: Collection[str], train: int, settings: Settings) -> bool:
+    """Return whether a fifth of `train` pictures is held out: where no `given` set can answer.
+
+    Which network is best is never asked of the test set.
+    """
+    answered = "val" in given or ("test" in given and settings.unfreeze == "none")
+    return not answered and train >= SMALLEST_TO_HOLD_OUT
+
+
+def _hold_out(corpus: Corpus, train: Int64[np.ndarray, " m"], settings: Settings) -> Corpus:
+    """Hold out a fifth of every class of the pictures at the indices `train`."""
     _, held = stratified_holdout(corpus.labels[train], HELD_OUT_FRACTION, settings.seed)
     roles = corpus.roles.copy()
     roles[train[held]] = "held-out"

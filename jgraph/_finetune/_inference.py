@@ -6,8 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -18,8 +20,8 @@ from jgraph.models import Classifier
 
 Method = Callable[[Classifier, Array], Array]
 
-# Each batch under way holds its activations: 1 GB for 32 pictures of 224 px.
-_MOST_PROGRAMS = 4
+# Each batch under way holds its activations, 30 MB a picture of 224 px.
+_MOST_PICTURES = 128
 
 
 class Forward:
@@ -33,7 +35,7 @@ class Forward:
     def __init__(self, model: Classifier, method: Method) -> None:
         graphdef, self._state = nnx.split(model)
 
-        def forward(state: nnx.State, pictures: Array) -> Array:
+        def forward(state: Any, pictures: Array) -> Array:
             return method(nnx.merge(graphdef, state), pictures)
 
         self._forward = jax.jit(forward)
@@ -52,7 +54,8 @@ class Forward:
         """
         rows: np.ndarray | None = None
         good = np.zeros(len(pictures.paths), bool)
-        with ThreadPoolExecutor(_programs()) as pool:
+        programs = _programs(pictures.batch_size)
+        with ThreadPoolExecutor(programs) as pool:
             waiting: deque[tuple[Batch, Future[np.ndarray]]] = deque()
 
             def collect() -> np.ndarray:
@@ -68,7 +71,7 @@ class Forward:
             for batch in pictures:
                 waiting.append((batch, self._start(pool, batch["picture"])))
                 # The first batch alone, so that the program is compiled once.
-                if rows is None or len(waiting) > _programs():
+                if rows is None or len(waiting) > programs:
                     rows = collect()
             while waiting:
                 rows = collect()
@@ -84,10 +87,10 @@ class Forward:
         return done
 
     def _rows(self, pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(self._forward(self._state, pictures))
+        return np.asarray(self._forward(self._state, jnp.asarray(pictures)))
 
 
-def _programs() -> int:
+def _programs(batch_size: int) -> int:
     """Return how many batches to run at once.
 
     XLA's CPU backend runs such a network's program on one core: two at once take the time of one.
@@ -95,4 +98,4 @@ def _programs() -> int:
     """
     if jax.default_backend() != "cpu":
         return 1
-    return min(os.cpu_count() or 1, _MOST_PROGRAMS)
+    return max(1, min(os.cpu_count() or 1, _MOST_PICTURES // batch_size))

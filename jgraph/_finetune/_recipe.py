@@ -16,15 +16,15 @@ from jgraph import models
 from jgraph._cache import cache_folder
 from jgraph._errors import InputError
 from jgraph._finetune._console import Console
-from jgraph._finetune._corpus import HELD_OUT_FRACTION, SMALLEST_TO_HOLD_OUT, Corpus, gather
+from jgraph._finetune._corpus import HELD_OUT_FRACTION, Corpus, gather, holds_out
 from jgraph._finetune._report import CurveRow
 from jgraph._finetune._run import OnBadPicture, Run, load_run
-from jgraph._finetune._save import Finished, save
+from jgraph._finetune._save import RUNS, Finished, save
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
 from jgraph._finetune._unfreeze import Tuned, fine_tune, predict, set_head
 from jgraph.models import Classifier
-from jgraph.train import LogisticFit, balanced_weights, fit_logistic
+from jgraph.train import LogisticFit
 
 _SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
@@ -90,13 +90,27 @@ def finetune(
         on_bad_picture,
     )
     console = Console(verbose)
-    if out is not None and (Path(out).exists() or Path(out).is_symlink()):
-        raise InputError(f"{out} exists already; choose another name for the run, or remove it")
+    folder = None if out is None else Path(out).expanduser()
+    _check_place(folder)
     with jax.disable_jit() if debug else contextlib.nullcontext():
-        return _finetune(settings, None if out is None else Path(out), console)
+        return _finetune(settings, folder, console)
+
+
+def _check_place(out: Path | None) -> None:
+    """Refuse a run folder that can't be written before the work, not after it."""
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise InputError(f"{out} exists already; choose another name for the run, or remove it")
+    parent = RUNS if out is None else out.parent
+    above = next(p for p in (parent.absolute(), *parent.absolute().parents) if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(
+            f"the run must lie in a folder that can be written, and {above} isn't one; choose "
+            "another place with --out"
+        )
 
 
 def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
+    _notice_unused(settings, console)
     folder = demo_folder() if settings.data is None else Path(settings.data).expanduser()
     splits = jdata.find_splits(folder)
     jdata.check_trainable(splits.train)
@@ -111,7 +125,7 @@ def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
         _say_what_was_kept(tuned, corpus, console)
     scores, pictures = _measure(model, corpus, fit, tuned, settings)
     finished = Finished(
-        name=_name(folder),
+        name="demo" if settings.data is None else _name(folder),
         model=model,
         settings=settings,
         corpus=corpus,
@@ -125,6 +139,16 @@ def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
     path = save(finished, out)
     _conclude(path, finished, console)
     return load_run(path)
+
+
+def _notice_unused(settings: Settings, console: Console) -> None:
+    defaults = {"epochs": 5, "learning_rate": 1e-3}
+    changed = [name for name, value in defaults.items() if getattr(settings, name) != value]
+    if settings.unfreeze == "none" and changed:
+        names = " and ".join(name.replace("_", " ") for name in changed)
+        console.notice(
+            f"{names} only matter with unfreeze: a frozen network's head is fitted whole"
+        )
 
 
 def demo_folder() -> Path:
@@ -150,11 +174,12 @@ def _announce(
     classes = ", ".join(f"{n} {c}" for n, c in zip(train.class_names, train.counts, strict=True))
     console.say(f"{folder}: {len(train)} training pictures of {len(train.class_names)} classes")
     console.say(f"  {classes if len(train.class_names) <= 12 else classes[:150] + ' …'}")
-    given = [(n, s) for n, s in (("validation", splits.val), ("test", splits.test)) if s]
-    for name, part in given:
-        console.say(f"  {len(part)} {name} pictures")
-    if not given and len(train) >= SMALLEST_TO_HOLD_OUT:
-        console.say(f"  {HELD_OUT_FRACTION:.0%} of every class is held out to measure with")
+    given = {role: part for role, part in (("val", splits.val), ("test", splits.test)) if part}
+    for role, part in given.items():
+        console.say(f"  {len(part)} {role} pictures")
+    if holds_out(given, len(train), settings):
+        purpose = "choose" if given else "measure"
+        console.say(f"  {HELD_OUT_FRACTION:.0%} of every class is held out to {purpose} with")
     elif not given:
         console.say("  every picture trains; cross-validation measures")
     frozen = "frozen" if settings.unfreeze == "none" else f"unfrozen: {settings.unfreeze}"
@@ -164,31 +189,17 @@ def _announce(
         ignored = () if part is None else part.ignored
         if ignored:
             some = ", ".join(path.name for path in ignored[:3])
-            console.notice(f"{len(ignored)} files are no pictures and are not used: {some}")
-    if settings.batch_size > len(train):
-        console.notice(
-            f"the batch size {settings.batch_size} is more than the {len(train)} training "
-            f"pictures; {len(train)} is used"
-        )
+            more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+            console.notice(f"not used, since their names are no picture's: {some}{more}")
 
 
 def _fit_head(corpus: Corpus, settings: Settings, console: Console) -> LogisticFit:
     train = corpus.rows("train")
     seen = np.zeros_like(train) if corpus.headline is None else corpus.rows(corpus.headline)
     rows = train | seen
-    weights = np.ones(corpus.labels.shape, np.float32)
-    num_classes = len(corpus.class_names)
-    weights[train] = balanced_weights(corpus.labels[train], num_classes)
-    if not np.all(weights == 1):
+    if not np.all(corpus.weights == 1):
         console.notice("the largest class has more than three times the smallest: both count alike")
-    fit = fit_logistic(
-        corpus.features[rows],
-        corpus.labels[rows],
-        num_classes,
-        weights_N=weights[rows],
-        held_out_N=~train[rows],
-        folds_N=corpus.folds(settings.seed)[rows],
-    )
+    fit = corpus.fit_head(rows, held_out_N=~train[rows], folds_N=corpus.folds(settings.seed)[rows])
     console.say(
         f"Head: logistic regression, L2 penalty {fit.penalty:g} by 5-fold cross-validation, "
         f"{len(fit.curve.train_loss)} passes of L-BFGS"
@@ -232,7 +243,7 @@ def _curves(fit: LogisticFit, tuned: Tuned | None, corpus: Corpus) -> list[Curve
                     row["step"],
                     row["loss"],
                     row["accuracy"],
-                    other.get("loss"),
+                    other.get("cross_entropy"),
                     other.get("accuracy"),
                 )
             )
@@ -284,7 +295,7 @@ def _name(folder: Path) -> str:
     folder = folder.resolve()
     if folder.name.lower() in _SPLIT_FOLDERS:
         folder = folder.parent
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-.") or "run"
+    return re.sub(r"[^\w.-]+", "-", folder.name).strip("-.") or "run"
 
 
 def _conclude(path: Path, finished: Finished, console: Console) -> None:

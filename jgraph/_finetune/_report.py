@@ -109,7 +109,7 @@ def write_report(
     page = string.Template(template.read_text("utf-8")).substitute(
         title=escape(title), body="\n".join(section for section in sections if section)
     )
-    path.write_bytes(page.encode("utf-8"))
+    path.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
 def _section(heading: str, body: str, lead: str = "") -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from PIL import Image
 
 from jgraph import hub, models
 from jgraph._errors import InputError, ModuleFormatError, PictureError
@@ -19,8 +20,10 @@ from jgraph._finetune._inference import Forward
 from jgraph._finetune._score import Score
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean_path
-from jgraph.data import PICTURE_EXTENSIONS, Pictures, PictureSource, find_splits
+from jgraph.data import Pictures, PictureSource, find_splits, list_pictures
 from jgraph.models import Classifier
+
+_FILES = ("config.json", "metrics.json", "split.json")
 
 OnBadPicture = Literal["skip", "stop"]
 
@@ -75,7 +78,7 @@ class Run:
     def __init__(self, folder: Path, model: Classifier, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
         self.model = model
-        self.metrics: dict[str, Any] = dict(manifest["metrics"])
+        self.metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         self.class_names: tuple[str, ...] = model.class_names
         self.skipped: dict[str, str] = {}
@@ -109,12 +112,9 @@ class Run:
             self.skipped = {}
             return []
         rows, good = self._run(sources, None, batch_size, on_bad_picture)
-        shown = [
-            str(source) if isinstance(source, str | Path) else f"picture {i}"
-            for i, source in enumerate(sources)
-        ]
         return [
-            Prediction(shown[i], self.class_names, _softmax(rows[i])) for i in np.flatnonzero(good)
+            Prediction(_shown(sources, i), self.class_names, _softmax(rows[i]))
+            for i in np.flatnonzero(good).tolist()
         ]
 
     def evaluate(
@@ -127,7 +127,8 @@ class Run:
         """Measure the classifier on a folder of class folders.
 
         Args:
-            data: class/name.jpg with the run's classes, or a folder with test/ (else val/).
+            data: class/name.jpg with the run's classes (the score's set is then "given"), or a
+                folder with test/ (else val/).
             batch_size: pictures that go through the network together.
             on_bad_picture: as in `predict`.
 
@@ -141,13 +142,20 @@ class Run:
         splits = find_splits(Path(data), self.class_names)
         name, pictures = next(
             (name, part)
-            for name, part in (("test", splits.test), ("val", splits.val), ("test", splits.train))
+            for name, part in (("test", splits.test), ("val", splits.val), ("given", splits.train))
             if part is not None
         )
         rows, good = self._run(list(pictures.paths), pictures.labels, batch_size, on_bad_picture)
         if not good.any():
             raise PictureError(f"none of the {len(pictures)} pictures in {data} can be read")
-        return Score.of_logits(name, self.class_names, pictures.labels[good], rows[good])
+        score = Score.of_logits(name, self.class_names, pictures.labels[good], rows[good])
+        files = pictures.subset(np.flatnonzero(good)).paths
+        return dataclasses.replace(score, trained_on=self._count_trained_on(files))
+
+    def _count_trained_on(self, files: Sequence[Path]) -> int:
+        split = json.loads((self.folder / "split.json").read_text("utf-8"))
+        trained = {Path(name).resolve() for name in split["train"]}
+        return sum(path.resolve() in trained for path in files)
 
     def _run(
         self,
@@ -164,7 +172,7 @@ class Run:
             on_bad_picture=on_bad_picture,
         )
         rows, good = self._logits(pictures)
-        self.skipped = {str(sources[i]): reason for i, reason in sorted(pictures.bad.items())}
+        self.skipped = {_shown(sources, i): why for i, why in sorted(pictures.bad.items())}
         return rows, good
 
 
@@ -186,30 +194,61 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     if not path.exists():
         raise ModuleFormatError(f"there is no run folder {path}{did_you_mean_path(path)}")
     manifest, weights = hub.read_module(path)
-    for key in ("network", "metrics"):
-        if not isinstance(manifest.get(key), dict):
-            raise ModuleFormatError(f"{path} is a module but not a run: its {key!r} is missing")
-    network = models.create(manifest["network"].get("name", ""), num_classes=0)
-    preprocessing = Preprocessing.from_json(manifest["preprocess"])
-    model = Classifier(network, manifest["labels"], preprocessing, rngs=nnx.Rngs(0))
+    _check_run(path, manifest)
+    try:
+        network = models.create(manifest["network"]["name"], num_classes=0)
+        preprocessing = Preprocessing.from_json(manifest["preprocess"])
+        model = Classifier(network, manifest["labels"], preprocessing, rngs=nnx.Rngs(0))
+    except InputError as error:
+        raise ModuleFormatError(f"{path / 'module.json'}: {error}") from error
     model.eval()
     models.set_weights(model, weights, source=str(path))
     return Run(path, model, manifest)
+
+
+def _check_run(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a module that is no run."""
+    network, labels = manifest.get("network"), manifest["labels"]
+    missing = [
+        what
+        for what, is_there in (
+            ("its network's name", isinstance(network, dict) and type(network.get("name")) is str),
+            *((f"its {name}", name in manifest["files"]) for name in _FILES),
+            ("its classes' names", labels and all(type(name) is str for name in labels)),
+        )
+        if not is_there
+    ]
+    if missing:
+        raise ModuleFormatError(
+            f"{path} must be a run that jgraph finetune wrote, but module.json lacks "
+            f"{', '.join(missing)}"
+        )
+
+
+def _shown(sources: Sequence[PictureSource], index: int) -> str:
+    """Return how a picture is named: its path, or its position where it has none."""
+    source = sources[index]
+    return str(source) if isinstance(source, str | Path) else f"picture {index}"
 
 
 def _expand(pictures: Any) -> Iterable[PictureSource]:
     if isinstance(pictures, list | tuple):
         for item in pictures:
             yield from _expand(item)
-    elif isinstance(pictures, str | Path):
+    elif isinstance(pictures, str | os.PathLike):
         yield from _expand_path(Path(pictures).expanduser())
-    else:
+    elif isinstance(pictures, bytes | np.ndarray | Image.Image):
         yield pictures
+    else:
+        raise InputError(
+            "pictures must be files, folders, arrays, Pillow images or a list of those, got "
+            f"{type(pictures).__name__}"
+        )
 
 
 def _expand_path(path: Path) -> Iterable[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_EXTENSIONS)
+        found, _ = list_pictures(path)
         if not found:
             raise InputError(f"there are no pictures in {path}; name files or a folder of pictures")
         yield from found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -78,12 +80,13 @@ class Finished:
             ),
         ]
         if self.tuned is not None:
+            batch_size = min(settings.batch_size, int(corpus.rows("train").sum()))
             kept = "kept" if self.tuned else "discarded: the head alone was better"
             rows.append(
                 (
                     "Fine-tuning",
                     f"{settings.unfreeze}, {settings.epochs} epochs, batches of "
-                    f"{settings.batch_size}, rate {settings.learning_rate:g} (backbone a tenth); "
+                    f"{batch_size}, rate {settings.learning_rate:g} (backbone a tenth); "
                     f"{kept}",
                 )
             )
@@ -130,8 +133,11 @@ def _point_latest(folder: Path) -> None:
     link, fresh = RUNS / "latest", RUNS / f".latest-{os.getpid()}"
     if link.exists() and not link.is_symlink():
         return  # a person's own folder of that name is left alone
-    fresh.symlink_to(folder.name)
-    fresh.replace(link)
+    # The run is written; where links can't be made, it is complete without one.
+    with contextlib.suppress(OSError):
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        fresh.replace(link)
 
 
 def _write(finished: Finished, folder: Path) -> Path:
@@ -141,6 +147,8 @@ def _write(finished: Finished, folder: Path) -> Path:
 
     def write_files(unfinished: Path) -> None:
         _write_metrics(unfinished / "metrics.csv", finished.curves)
+        headline, *others = (score.to_json() for score in finished.scores)
+        _write_json(unfinished / "metrics.json", {**headline, "others": others})
         _write_json(unfinished / "config.json", _config(finished))
         _write_json(unfinished / "split.json", _split(finished.corpus))
         write_report(
@@ -160,7 +168,7 @@ def _write(finished: Finished, folder: Path) -> Path:
             finished.corpus.paths[0],
             weights.licence,
         )
-        (unfinished / "README.md").write_text(text, encoding="utf-8")
+        _write_text(unfinished / "README.md", text)
 
     manifest = {
         "network": {"name": finished.settings.backbone},
@@ -169,10 +177,6 @@ def _write(finished: Finished, folder: Path) -> Path:
         "labels": list(model.class_names),
         "licence": {"backbone": weights.licence},
         "provenance": {"backbone": weights.handle, "sha256": weights.sha256},
-        "metrics": {
-            **finished.scores[0].to_json(),
-            "all": {score.name: score.to_json() for score in finished.scores},
-        },
     }
     return hub.write_module(folder, manifest, models.weights_of(model), write_files=write_files)
 
@@ -211,12 +215,18 @@ def _split(corpus: Corpus) -> dict[str, list[str]]:
     }
 
 
+def _write_text(path: Path, text: str) -> None:
+    # A file's name needn't be UTF-8. In JSON the replacement is the escape for that very byte.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write_metrics(path: Path, curves: Sequence[CurveRow]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(CurveRow._fields)
-        writer.writerows(curves)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(CurveRow._fields)
+    writer.writerows(curves)
+    _write_text(path, text.getvalue())

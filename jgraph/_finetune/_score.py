@@ -52,6 +52,7 @@ class Score:
         labels: int `[N]`.
         probabilities: float32 `[N, K]`.
         loss: mean cross entropy, in nats.
+        trained_on: how many of the pictures the classifier was trained on.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Score:
     labels: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n k"]
     loss: float
+    trained_on: int = 0
 
     @classmethod
     def of_logits(
@@ -137,6 +139,7 @@ class Score:
             "interval_95": list(self.interval),
             "baseline_accuracy": self.baseline,
             "loss": self.loss,
+            "trained_on": self.trained_on,
             "recall": self.recall,
             "precision": self.precision,
             "confusion": self.confusion.tolist(),

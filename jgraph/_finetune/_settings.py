@@ -21,13 +21,13 @@ class Settings:
 
     Args:
         data: the folder of pictures; None for the embedded default.
-        backbone: one of `jgraph.models.names()`.
+        backbone: one of `jgraph.models.names()` with published weights.
         epochs: passes over the training pictures while unfrozen.
         batch_size: pictures per step.
         learning_rate: peak rate of the head while unfrozen; the backbone has a tenth.
         image_size: side of the square the network sees, in pixels; None for the backbone's own.
         unfreeze: "none", "all", or "last:N" for the last N stages of the backbone.
-        seed: of every draw: held-out pictures, folds, order and augmentation.
+        seed: of every draw: held-out pictures, folds, order and augmentation; below 2^32.
         on_bad_picture: "skip" names a file that can't be read and goes on, "stop" raises.
 
     Raises:
@@ -45,15 +45,18 @@ class Settings:
     on_bad_picture: OnBadPicture
 
     def __post_init__(self) -> None:
-        if self.backbone not in models.names():
+        usable = [name for name in models.names() if models.published(name)]
+        if self.backbone not in usable:
             raise InputError(
-                f"the backbone must be one of {', '.join(models.names())}, got "
-                f"{self.backbone!r}{did_you_mean(self.backbone, models.names())}"
+                f"the backbone must be one with published weights ({', '.join(usable)}), got "
+                f"{self.backbone!r}{did_you_mean(self.backbone, usable)}"
             )
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name.replace('_', ' ')} must be at least {least}, got {value}")
+            if value < 1:
+                raise InputError(f"{name.replace('_', ' ')} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"the seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(
                 f"the learning rate must be a positive number, got {self.learning_rate}; try 0.001"

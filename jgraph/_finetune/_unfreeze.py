@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,10 @@ from jgraph.train import (
     Callback,
     EvalSpec,
     LogisticFit,
+    NonFiniteError,
     TrainResult,
     TrainSpec,
     balanced_weights,
-    fit_logistic,
     train_and_evaluate,
 )
 
@@ -44,7 +45,7 @@ class Tuned:
     Args:
         kept: whether the fine-tuned weights are in the model; otherwise the head's start is.
         loss_before: mean cross entropy of the head's start on what decided, in nats.
-        loss_after: the same of the fine-tuned network.
+        loss_after: the same of the fine-tuned network; infinite where it diverged.
         history: rows of `TrainResult.history` with steps counted in epochs.
         held_out_logits: out-of-fold logits `[N, K]` where folds decided; else None.
     """
@@ -78,49 +79,79 @@ def fine_tune(
     Returns:
         What it led to.
     """
+    count = int(corpus.rows("train").sum())
+    if count < settings.batch_size <= corpus.labels.size:
+        console.notice(
+            f"the batch size {settings.batch_size} is more than the {count} pictures to train on; "
+            f"{count} is used"
+        )
     before = jax.tree.map(jnp.copy, nnx.state(model))
+    loss_before = _head_loss(corpus, fit, settings)
+    decide = _by_folds if corpus.monitor is None else _by_monitor
+    try:
+        tuned = decide(model, corpus, fit, loss_before, settings, console)
+    except NonFiniteError as error:
+        console.notice(
+            f"fine-tuning diverged at step {error.step}; lower the learning rate, which is "
+            f"{settings.learning_rate:g}"
+        )
+        tuned = Tuned(False, loss_before, math.inf, [], None)
+    if not tuned.kept:
+        nnx.update(model, before)
+    return tuned
+
+
+def _head_loss(corpus: Corpus, fit: LogisticFit, settings: Settings) -> float:
+    """Return the loss of the fitted head on what decides."""
     if corpus.monitor is None:
-        return _by_folds(model, corpus, fit, settings, console)
+        seen = corpus.folds(settings.seed) >= 0
+        assert fit.cross_validation is not None, "the penalty was chosen by cross-validation"
+        return _mean_loss(fit.cross_validation.log_probabilities[seen], corpus.labels[seen])
+    monitor = corpus.rows(corpus.monitor)
+    return _mean_loss(corpus.features[monitor] @ fit.kernel + fit.bias, corpus.labels[monitor])
+
+
+def _by_monitor(
+    model: Classifier,
+    corpus: Corpus,
+    fit: LogisticFit,
+    loss_before: float,
+    settings: Settings,
+    console: Console,
+) -> Tuned:
+    """Fine-tune once; pictures that aren't trained on decide."""
+    assert corpus.monitor is not None, "without a monitor set, the folds decide"
     monitor = corpus.rows(corpus.monitor)
     result = _train(model, corpus, corpus.rows("train"), settings, console, monitor)
-    logits = corpus.features[monitor] @ fit.kernel + fit.bias
-    loss_before = _mean_loss(logits, corpus.labels[monitor])
     loss_after = float(result.rows(corpus.monitor)[-1]["cross_entropy"])
-    kept = loss_after <= loss_before
-    if not kept:
-        nnx.update(model, before)
-    return Tuned(kept, loss_before, loss_after, result.history, None)
+    return Tuned(loss_after <= loss_before, loss_before, loss_after, result.history, None)
 
 
 def _by_folds(
-    model: Classifier, corpus: Corpus, fit: LogisticFit, settings: Settings, console: Console
+    model: Classifier,
+    corpus: Corpus,
+    fit: LogisticFit,
+    loss_before: float,
+    settings: Settings,
+    console: Console,
 ) -> Tuned:
     """With too few pictures to hold any out, every fold is fine-tuned without its pictures."""
     folds, train = corpus.folds(settings.seed), corpus.rows("train")
     start = jax.tree.map(jnp.copy, nnx.state(model))
     logits = np.zeros((corpus.labels.size, len(corpus.class_names)), np.float32)
-    weights = balanced_weights(corpus.labels, len(corpus.class_names))
     for fold in np.unique(folds[folds >= 0]):
         held = folds == fold
         console.say(f"Fold {fold + 1}: fine-tuning without its {held.sum()} pictures")
-        without = fit_logistic(
-            corpus.features,
-            corpus.labels,
-            len(corpus.class_names),
-            weights_N=weights,
-            held_out_N=held | ~train,
-            penalties=(fit.penalty,),
-        )
+        everything = np.ones_like(train)
+        without = corpus.fit_head(everything, held_out_N=held | ~train, penalties=(fit.penalty,))
         nnx.update(model, start)
         set_head(model, without)
         _train(model, corpus, train & ~held, settings, console, None)
         logits[held] = predict(model, corpus, held, settings)
     nnx.update(model, start)
     seen = folds >= 0
-    assert fit.cross_validation is not None, "the penalty was chosen by cross-validation"
-    loss_before = min(fit.cross_validation.losses)
     loss_after = _mean_loss(logits[seen], corpus.labels[seen])
-    if loss_after > loss_before:
+    if not loss_after <= loss_before:
         return Tuned(False, loss_before, loss_after, [], None)
     console.say("Fine-tuning on all pictures")
     result = _train(model, corpus, train, settings, console, None)
@@ -203,7 +234,8 @@ def _loss_fn(
 def _optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     def adam(rate: float) -> optax.GradientTransformation:
         warm_up = max(1, round(WARM_UP * steps))
-        return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, steps + 1))
+        first = rate / (warm_up + 1)  # not 0, at which a run of one step would learn nothing
+        return optax.adam(optax.warmup_cosine_decay_schedule(first, rate, warm_up, steps + 1))
 
     def part(path: tuple[Any, ...], _: Array) -> str:
         return path[0].key
@@ -252,5 +284,5 @@ class _Epochs(Callback):
 
     def on_eval(self, step: int, name: str, row: dict[str, Any]) -> None:
         self._console.say(
-            f"{self._train}; {name} loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}"
+            f"{self._train}; {name} loss {row['cross_entropy']:.4f}, accuracy {row['accuracy']:.3f}"
         )

@@ -11,6 +11,7 @@ from jgraph.data._demo import DEMO_NAME as DEMO_NAME
 from jgraph.data._demo import write_demo as write_demo
 from jgraph.data._folders import PictureSet as PictureSet
 from jgraph.data._folders import check_trainable as check_trainable
+from jgraph.data._folders import list_pictures as list_pictures
 from jgraph.data._folders import scan as scan
 from jgraph.data._pictures import Batch as Batch
 from jgraph.data._pictures import Pictures as Pictures

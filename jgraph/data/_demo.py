@@ -148,6 +148,10 @@ def write_demo(folder: str | Path) -> Path:
 
 def is_demo(folder: Path) -> bool:
     """Whether the folder holds the demo pictures of this recipe."""
+    # A cleaner of caches may have taken some of the tiles and left the rest.
+    tiles = len(PHOTOGRAPHS) * (TRAIN_TILES + TEST_TILES)
+    if sum(1 for _ in folder.glob("*/*/*.jpg")) != tiles:
+        return False
     readme_file = folder / "README.md"
     return readme_file.is_file() and readme_file.read_text("utf-8").startswith(f"# {DEMO_NAME}\n")
 

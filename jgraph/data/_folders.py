@@ -96,7 +96,7 @@ def scan(folder: str | Path, class_names: Sequence[str] | None = None) -> Pictur
         ('cat', 'dog')
     """
     folder = check_folder(folder)
-    found = {child.name: list_class(child) for child in class_folders(folder)}
+    found = {child.name: list_pictures(child) for child in class_folders(folder)}
     names = tuple(found) if class_names is None else tuple(class_names)
     unknown = [name for name, (paths, _) in found.items() if paths and name not in names]
     if unknown:
@@ -182,11 +182,21 @@ def is_picture_name(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_EXTENSIONS
 
 
-def list_class(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the pictures and the other files below a class folder, each sorted."""
+def list_pictures(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the pictures and the other files below a folder, each sorted.
+
+    Links are followed; hidden files and folders are passed over.
+
+    Args:
+        folder: any folder.
+
+    Returns:
+        The files whose names end like a picture's, and all others.
+    """
     files = sorted(walk(folder, ()))
-    pictures = tuple(path for path in files if is_picture_name(path))
-    return pictures, tuple(path for path in files if not is_picture_name(path))
+    # A pipe called x.jpg would block whoever reads it; a broken link is a broken picture.
+    usable = [p for p in files if is_picture_name(p) and (p.is_file() or not p.exists())]
+    return tuple(usable), tuple(path for path in files if path not in set(usable))
 
 
 def walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

@@ -177,7 +177,7 @@ class Pictures:
             if row.picture is None and self.on_bad_picture == "stop":
                 raise PictureError(
                     f"{row.reason}; repair or remove it, or skip such pictures "
-                    '(on_bad_picture="skip")'
+                    '(on_bad_picture="skip" or --on-bad-picture skip)'
                 )
             if row.picture is None:
                 self.bad[row.index] = row.reason

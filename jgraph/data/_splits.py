@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from jgraph._errors import InputError
-from jgraph.data._folders import PictureSet, check_folder, class_folders, quoted, scan
+from jgraph.data._folders import (
+    PictureSet,
+    check_folder,
+    class_folders,
+    list_pictures,
+    quoted,
+    scan,
+)
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -52,7 +59,8 @@ def find_splits(folder: str | Path, class_names: Sequence[str] | None = None) ->
 
     Raises:
         InputError: the folder is missing or without pictures, val/ or test/ come without train/,
-            a split is there twice under two names, or holds a class that the training set lacks.
+            a split is there twice under two names, holds pictures without classes, or holds a
+            class that the training set lacks.
 
     Example:
         >>> import tempfile
@@ -72,6 +80,9 @@ def find_splits(folder: str | Path, class_names: Sequence[str] | None = None) ->
         return Splits(scan(folder, class_names), None, None)
     if "train" in found:
         train = scan(found["train"], class_names)
+        others = [c for c in class_folders(folder) if c not in found.values()]
+        check_others(others)
+        train = dataclasses.replace(train, ignored=(*train.ignored, *others))
     elif class_names is not None:
         train = PictureSet((), np.zeros(0, np.int32), tuple(class_names))
     else:
@@ -103,6 +114,17 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {} if "train" not in found and others else found
 
 
+def check_others(others: Sequence[Path]) -> None:
+    """Refuse a folder that is called like a split and holds its pictures without classes."""
+    split_names = [name for names in SPLIT_NAMES.values() for name in names]
+    for folder in others:
+        if folder.name.lower() in split_names and list_pictures(folder)[0]:
+            raise InputError(
+                f"{folder} holds pictures directly, so their classes are unknown; put them into "
+                "class folders, or rename the folder"
+            )
+
+
 def held_out(folder: Path | None, class_names: tuple[str, ...]) -> PictureSet | None:
     """Return the pictures of a split that must know no other classes, None without a folder."""
     if folder is None:
@@ -122,7 +144,8 @@ def stratified_holdout(
     """Draw a held-out part of every class.
 
     Of a class with n pictures, `fraction * n` are held out, rounded to the nearest, at least one,
-    and at least one is left to train on. The draw of one class does not depend on the others.
+    and at least two are left, which cross-validation needs: of two pictures none is held out. The
+    draw of one class does not depend on the others.
 
     Args:
         labels: class of each picture, int [N].
@@ -138,7 +161,7 @@ def stratified_holdout(
     Example:
         >>> train, held = stratified_holdout([0, 0, 0, 0, 0, 1, 1], fraction=0.2)
         >>> len(train), len(held)
-        (5, 2)
+        (6, 1)
     """
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
@@ -147,7 +170,7 @@ def stratified_holdout(
     for label in np.unique(labels):
         members = shuffled_members(labels, int(label), seed)
         count = max(1, int(fraction * len(members) + 0.5))
-        is_held[members[: min(count, len(members) - 1)]] = True
+        is_held[members[: max(0, min(count, len(members) - 2))]] = True
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 

@@ -1,11 +1,12 @@
 """The module folder: module.json, weights.safetensors, and whatever files belong to the module.
 
-module.json names every other file with its SHA-256 and length, and every weight with its shape and
-dtype, so that a folder is either exactly what was written or is refused.
+module.json names every other file with its SHA-256 and length, every weight with its shape and
+dtype, and its own SHA-256, so that a folder is either exactly what was written or is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ WEIGHTS = "weights.safetensors"
 
 _MAX_MANIFEST_BYTES = 16 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_EXISTS = "{} exists already; choose another name or remove it"
 _REQUIRED = {"signatures": dict, "weights": dict, "files": dict, "labels": list, "preprocess": dict}
 
 
@@ -62,13 +64,13 @@ def write_module(
         The folder.
 
     Raises:
-        ModuleFormatError: the destination exists, or is a name that can't be made.
+        ModuleFormatError: the destination exists, or `read_module` would refuse the result.
         ModuleWeightsError: a weight isn't finite.
         OSError: the disk is full or can't be written.
     """
     folder = Path(folder)
     if folder.exists() or folder.is_symlink():
-        raise ModuleFormatError(f"{folder} exists already; choose another name or remove it")
+        raise ModuleFormatError(_EXISTS.format(folder))
     _check_finite(weights)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
@@ -88,13 +90,25 @@ def write_module(
             "files": files,
             "made_with": made_with(),
         }
+        whole["sha256"] = _manifest_digest(whole)
         (unfinished / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        read_module(unfinished)  # what can't be read back is never left behind
         unfinished.chmod(0o777 & ~_umask())
-        unfinished.rename(folder)
+        _move(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.rename(folder)
+    except OSError as error:
+        # Somebody else wrote it meanwhile.
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise ModuleFormatError(_EXISTS.format(folder)) from error
+        raise
 
 
 def read_module(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -140,7 +154,9 @@ def read_module(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        what = "has no module.json" if folder.is_dir() else "does not exist"
+        what = "does not exist"
+        if folder.exists():
+            what = "has no module.json" if folder.is_dir() else "is a file"
         raise ModuleFormatError(f"{folder} must be a run or module folder, but it {what}")
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise ModuleFormatError(f"{path} is longer than {_MAX_MANIFEST_BYTES} bytes")
@@ -155,10 +171,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has version {manifest.get('version')!r}, this jgraph reads {VERSION}; "
             "install a newer jgraph"
         )
+    if manifest.get("sha256") != _manifest_digest(manifest):
+        raise ModuleIntegrityError(
+            f"{path} has changed since it was written; restore it from a copy, or make the "
+            "folder again"
+        )
     for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             raise ModuleFormatError(f"{path} must hold {key!r} as a JSON {kind.__name__}")
     return manifest
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the manifest's values, whatever their layout in the file."""
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_files(folder: Path, files: Mapping[str, Any]) -> None:

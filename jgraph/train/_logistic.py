@@ -145,26 +145,33 @@ def fit_logistic(
         raise InputError(
             f"features must be finite, row {rows[0]} and {rows.size - 1} others aren't"
         )
-    if len(penalties) > 1 and folds_N is None:
-        raise InputError(f"to choose among {len(penalties)} penalties, pass folds_N")
     count = len(labels_N)
     held_out = np.zeros(count, bool) if held_out_N is None else held_out_N
+    folds = np.full(count, -1) if folds_N is None else np.where(held_out, -1, folds_N)
+    if len(penalties) > 1 and np.unique(folds[folds >= 0]).size < 2:
+        raise InputError(
+            f"to choose among {len(penalties)} penalties, at least two folds must hold rows out; "
+            "pass folds_N with two or more, or a single penalty"
+        )
     weights = np.ones(count, np.float32) if weights_N is None else weights_N.astype(np.float32)
     train = np.where(held_out, np.float32(0), weights)
     center, basis, z = _reduce(features_ND.astype(np.float32), train)
     problem = (jnp.asarray(z), jnp.asarray(labels_N, jnp.int32))
-    fit = functools.partial(_fit, *problem, num_classes=num_classes)
-    report: CrossValidation | None = None
-    if len(penalties) > 1 and folds_N is not None:
-        report = _cross_validate(fit, problem, train, np.where(held_out, -1, folds_N), penalties)
-    chosen = min(penalties) if report is None else penalties[int(np.argmin(report.losses))]
-    # The same batched program as in cross-validation, so that nothing compiles twice.
-    params, _, curve, steps = fit(train[None], held_out.astype(np.float32)[None], chosen)
+    # Row 0 trains on everything, the others leave a fold out: one program for all of them.
+    held = [held_out, *(folds == fold for fold in np.unique(folds[folds >= 0]))]
+    held_FN = np.stack(held).astype(np.float32)
+    train_FN = np.stack([train * ~rows for rows in held]).astype(np.float32)
+    fits = [_fit(*problem, train_FN, held_FN, p, num_classes=num_classes) for p in penalties]
+    report = None
+    if len(penalties) > 1:
+        report = _cross_validation(fits, labels_N, train, folds, penalties)
+    best = 0 if report is None else int(np.argmin(report.losses))
+    params, _, curve, steps = fits[best]
     kernel = np.asarray(params["kernel"][0])
     kernel = kernel if basis is None else basis @ kernel
     bias = np.asarray(params["bias"][0]) - center @ kernel
     rows = np.asarray(curve[0, : int(steps[0])])
-    return LogisticFit(kernel, bias, chosen, Curve(*rows.T), report)
+    return LogisticFit(kernel, bias, penalties[best], Curve(*rows.T), report)
 
 
 def _reduce(x_ND: np.ndarray, w_N: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -180,30 +187,25 @@ def _reduce(x_ND: np.ndarray, w_N: np.ndarray) -> tuple[np.ndarray, np.ndarray |
     return center, basis, np.ascontiguousarray(upper.T)
 
 
-def _cross_validate(
-    fit: Any,
-    problem: tuple[Array, Array],
+def _cross_validation(
+    fits: list[Any],
+    labels_N: np.ndarray,
     train_N: np.ndarray,
     folds_N: np.ndarray,
     penalties: tuple[float, ...],
 ) -> CrossValidation:
-    folds = np.unique(folds_N[folds_N >= 0])
-    held_FN = (folds_N[None] == folds[:, None]).astype(np.float32)
-    train_FN = train_N[None] * (1 - held_FN)
-    losses, accuracies, log_probabilities = [], [], []
-    labels = np.asarray(problem[1])
-    for penalty in penalties:
-        _, log_probs_FNK, _, _ = fit(train_FN, held_FN, penalty)
-        pooled = np.full(log_probs_FNK.shape[1:], np.nan, np.float32)
-        for fold, row in zip(folds, np.asarray(log_probs_FNK), strict=True):
-            pooled[folds_N == fold] = row[folds_N == fold]
-        seen = folds_N >= 0
-        weight = train_N[seen] / train_N[seen].sum()
-        losses.append(float(weight @ -pooled[seen, labels[seen]]))
-        accuracies.append(float(np.mean(pooled[seen].argmax(-1) == labels[seen])))
-        log_probabilities.append(pooled)
+    seen = folds_N >= 0
+    weight = train_N[seen] / train_N[seen].sum()
+    losses, accuracies, pooled = [], [], []
+    for _, log_probs_FNK, _, _ in fits:
+        out_of_fold = np.full(log_probs_FNK.shape[1:], np.nan, np.float32)
+        for row, fold in enumerate(np.unique(folds_N[seen]), 1):
+            out_of_fold[folds_N == fold] = np.asarray(log_probs_FNK[row])[folds_N == fold]
+        losses.append(float(weight @ -out_of_fold[seen, labels_N[seen]]))
+        accuracies.append(float(np.mean(out_of_fold[seen].argmax(-1) == labels_N[seen])))
+        pooled.append(out_of_fold)
     best = int(np.argmin(losses))
-    return CrossValidation(penalties, tuple(losses), tuple(accuracies), log_probabilities[best])
+    return CrossValidation(penalties, tuple(losses), tuple(accuracies), pooled[best])
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")

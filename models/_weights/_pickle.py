@@ -43,6 +43,9 @@ class TensorReference:
     stride: Any
 
 
+# Far beyond any file, and below what the lengths in files are written with.
+_MOST_ELEMENTS = 1 << 48
+
 _STORAGE_DTYPES = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch DoubleStorage": np.dtype("<f8"),
@@ -204,7 +207,7 @@ class _Machine:
     def _storage(self) -> None:
         match self.pop():
             case ("storage", _Global(name), str(key), _, int(size), *view) if (
-                name in _STORAGE_DTYPES and size >= 0 and view in ([], [None])
+                name in _STORAGE_DTYPES and 0 <= size < _MOST_ELEMENTS and view in ([], [None])
             ):
                 self.stack.append(StorageReference(key, _STORAGE_DTYPES[name], size))
             case _:

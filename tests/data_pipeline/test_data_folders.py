@@ -225,3 +225,19 @@ def test_splits_of_a_missing_folder(tmp_path):
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HOME", str(touch(tmp_path, "data/cat/a.jpg")))
     assert len(scan("~/data")) == 1
+
+
+def test_a_split_with_loose_pictures_is_refused_and_other_folders_are_named(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "notes/1.png")
+    with pytest.raises(InputError, match="test holds pictures directly, so their classes are unk"):
+        find_splits(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "unlabelled")
+    assert find_splits(tmp_path).train.ignored == (tmp_path / "notes", tmp_path / "unlabelled")
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    touch(tmp_path, "a/1.png")
+    os.mkfifo(tmp_path / "a" / "2.png")
+    pictures = scan(tmp_path)
+    assert relative(pictures, tmp_path) == ["a/1.png"]
+    assert pictures.ignored == (tmp_path / "a" / "2.png",)

@@ -21,13 +21,13 @@ def test_holdout_is_a_partition_with_the_rounded_share_of_every_class(labels, fr
         size = labels.count(label)
         count = sum(labels[i] == label for i in held)
         nearest = int(np.floor(fraction * size + 0.5))
-        assert count == min(max(nearest, 1), size - 1)
+        assert count == max(0, min(max(nearest, 1), size - 2))
 
 
 def test_a_fifth_of_every_class_is_held_out():
     labels = [0] * 80 + [1] * 10 + [2] * 2
     _, held = stratified_holdout(labels, 0.2)
-    assert np.bincount(np.array(labels)[held]).tolist() == [16, 2, 1]
+    assert np.bincount(np.array(labels)[held], minlength=3).tolist() == [16, 2, 0]
 
 
 def test_the_draw_depends_on_the_seed_and_on_the_class_alone():

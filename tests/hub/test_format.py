@@ -1,6 +1,7 @@
 """The module folder: what is written comes back, and anything else is refused by name."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -28,9 +29,13 @@ def module(tmp_path):
 
 
 def edit(module, change):
+    """Change the manifest as a publisher would who means it: its own hash is made anew."""
     path = module / "module.json"
     manifest = json.loads(path.read_text())
     change(manifest)
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(values, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     path.write_text(json.dumps(manifest))
 
 
@@ -134,12 +139,49 @@ def test_a_broken_weight_file_is_named(tmp_path):
     def garble(folder):
         (folder / "weights.safetensors").write_bytes(b"not safetensors")
 
-    module = hub.write_module(tmp_path / "m", MANIFEST, WEIGHTS, write_files=garble)
     with pytest.raises(hub.ModuleWeightsError, match="is not a safetensors file"):
-        hub.read_module(module)
+        hub.write_module(tmp_path / "m", MANIFEST, WEIGHTS, write_files=garble)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(hub.ModuleWeightsError, match="must be finite, these are not: bad"):
         hub.write_module(tmp_path / "m", MANIFEST, {"bad": np.array([np.nan], np.float32)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["labels", "weights", "sha256", "made_with"])
+def test_a_changed_manifest_is_refused(module, key):
+    path = module / "module.json"
+    manifest = json.loads(path.read_text())
+    manifest[key] = list(reversed(manifest[key])) if key == "labels" else "other"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(hub.ModuleIntegrityError, match=r"module\.json has changed since"):
+        hub.read_module(module)
+
+
+def test_the_manifest_may_be_laid_out_anew(module):
+    path = module / "module.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=4, sort_keys=True))
+    assert hub.read_module(module)[0]["labels"] == ["a", "b"]
+
+
+def test_a_file_is_no_module(module):
+    with pytest.raises(hub.ModuleFormatError, match="but it is a file"):
+        hub.read_module(module / "notes.txt")
+
+
+def test_who_comes_second_is_told_so(tmp_path):
+    def somebody_else(_):
+        hub.write_module(tmp_path / "m", MANIFEST, {"theirs": np.ones(1, np.float32)})
+
+    with pytest.raises(hub.ModuleFormatError, match="exists already; choose another name"):
+        hub.write_module(tmp_path / "m", MANIFEST, WEIGHTS, write_files=somebody_else)
+    assert list(hub.read_module(tmp_path / "m")[1]) == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(hub.ModuleFormatError, match="must hold 'labels' as a JSON list"):
+        hub.write_module(tmp_path / "m", {**MANIFEST, "labels": "a"}, WEIGHTS)
     assert list(tmp_path.iterdir()) == []

@@ -154,8 +154,10 @@ def test_balanced_weights_have_mean_one_and_give_classes_equal_weight(drawn):
 
 def test_bad_input_says_what_must_hold():
     x, labels = problem(n=6)
-    with pytest.raises(InputError, match="to choose among 9 penalties, pass folds_N"):
+    with pytest.raises(InputError, match="to choose among 9 penalties, at least two folds"):
         fit_logistic(x, labels, 3)
+    with pytest.raises(InputError, match="at least two folds must hold rows out"):
+        fit_logistic(x, labels, 3, folds_N=np.zeros(6, int))
     x[4, 2] = np.nan
     with pytest.raises(InputError, match="features must be finite, row 4 and 0 others"):
         fit_logistic(x, labels, 3, penalties=(1.0,))
