@@ -154,7 +154,8 @@ class Run:
 
     def _count_trained_on(self, files: Sequence[Path]) -> int:
         split = json.loads((self.folder / "split.json").read_text("utf-8"))
-        trained = {Path(name).resolve() for name in split["train"]}
+        start = Path(self.config["working_folder"])
+        trained = {(start / name).resolve() for name in split["train"]}
         return sum(path.resolve() in trained for path in files)
 
     def _run(

@@ -200,6 +200,7 @@ def _signatures(model: Classifier) -> dict[str, Any]:
 def _config(finished: Finished) -> dict[str, Any]:
     return {
         **finished.settings.to_json(),
+        "working_folder": str(Path.cwd()),  # the paths in split.json start here
         "penalty": finished.penalty,
         "fine_tuned": bool(finished.tuned),
         "skipped": finished.corpus.skipped,
