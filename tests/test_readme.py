@@ -35,7 +35,7 @@ def pictures(tmp_path, monkeypatch):
             for i in range(5):
                 pixels = rng.integers(low, low + 75, (48, 64, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / folder / name / f"{i:03}.jpg")
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "photo.jpg")
 
 
 def test_there_is_something_to_run():
