@@ -322,7 +322,7 @@ def _predict(args: argparse.Namespace) -> int:
         for p in predictions:
             print(f"{p.source}: " + ", ".join(f"{name} {x:.3f}" for name, x in p.top(args.top)))
     else:
-        print(f"{len(predictions)} predictions in {table}")
+        print(f"{table}: predictions of {len(predictions)} pictures")
     return 0
 
 

@@ -282,7 +282,7 @@ def test_predict_writes_csv(finished, capsys):
     run, folder = str(finished / "runs/latest"), str(finished / "pictures")
     Path("out.csv").write_text("an earlier table")
     assert main(["predict", run, folder, "--csv", "out.csv", "--top", "2"]) == 0
-    assert capsys.readouterr().out == "24 predictions in out.csv\n"
+    assert capsys.readouterr().out == "out.csv: predictions of 24 pictures\n"
     with open("out.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 48

@@ -210,7 +210,7 @@ def _fit_head(corpus: Corpus, settings: Settings, console: Console) -> LogisticF
             held = f"; {corpus.headline} loss {row.held_out_loss:.4f}"
             held += f", accuracy {row.held_out_accuracy:.3f}"
         console.say(
-            f"  epoch {row.epoch}: train loss {row.train_loss:.4f}, "
+            f"  pass {row.epoch}: train loss {row.train_loss:.4f}, "
             f"accuracy {row.train_accuracy:.3f}{held}"
         )
     return fit

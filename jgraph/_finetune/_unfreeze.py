@@ -139,9 +139,12 @@ def _by_folds(
     folds, train = corpus.folds(settings.seed), corpus.rows("train")
     start = jax.tree.map(jnp.copy, nnx.state(model))
     logits = np.zeros((corpus.labels.size, len(corpus.class_names)), np.float32)
-    for fold in np.unique(folds[folds >= 0]):
+    numbers = np.unique(folds[folds >= 0])
+    for fold in numbers:
         held = folds == fold
-        console.say(f"Fold {fold + 1}: fine-tuning without its {held.sum()} pictures")
+        console.say(
+            f"Fold {fold + 1} of {numbers.size}: fine-tuning without its {held.sum()} pictures"
+        )
         everything = np.ones_like(train)
         without = corpus.fit_head(everything, held_out_N=held | ~train, penalties=(fit.penalty,))
         nnx.update(model, start)

@@ -39,7 +39,7 @@ def test_a_person_sees_what_happens(big, capsys):
         r"  20% of every class is held out to measure with",
         r"efficientnet_lite0 with ImageNet weights at 32 px, frozen",
         r"Head: logistic regression, L2 penalty \S+ by 5-fold cross-validation, \d+ passes.*",
-        r"  epoch 1: train loss \d\.\d{4}, accuracy \d\.\d{3}; held-out loss .*, accuracy .*",
+        r"  pass 1: train loss \d\.\d{4}, accuracy \d\.\d{3}; held-out loss .*, accuracy .*",
         rf"Accuracy \(held-out\): {m['accuracy']:.3f}, {m['correct']} of 10, \d\.\d\d-\d\.\d\d",
         r"  always the most frequent class: 0\.400",
         rf"  recall of dots: {m['recall']['dots']:.3f}",
