@@ -24,8 +24,9 @@ class Mean:
     examples.
 
     Args:
-        total: the weighted sum Σwl, a float scalar.
-        weight: the sum of the weights Σw, a float scalar; `Mean(x, 1)` is a plain scalar term.
+        total: the weighted sum Σwl, a float scalar; an array for several means side by side, as
+            the precisions of K classes.
+        weight: the sum of the weights Σw, of the same shape; `Mean(x, 1)` is a plain scalar term.
 
     Source:
         `kauldron.metrics`, `clu.metrics.Average`.
@@ -66,7 +67,7 @@ class Mean:
         """
         return Mean(*jax.lax.psum((self.total, self.weight), axis_name))
 
-    def value(self) -> Float[Array, ""]:
+    def value(self) -> Float[Array, "*shape"]:
         """Return `total / weight`, and 0 where the weight is 0: nothing counted, nothing lost.
 
         Example:
