@@ -12,7 +12,12 @@ import optax
 from jaxtyping import Array
 
 from benchmarks._paired import paired
-from jgraph.losses import linear_softmax_cross_entropy, mean, sparse_softmax_cross_entropy
+from jgraph.losses import (
+    linear_softmax_cross_entropy,
+    mean,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
 
 TOKENS, FEATURES = 4096, 512
 MEMORY = (32_768, 131_072)
@@ -22,7 +27,8 @@ def run(rounds: int) -> Iterator[str]:
     """Yield the report's lines. The last pairs take seconds each, so they are fewer."""
     yield from memory()
     for shape in ((256, 1000), (4096, 1000), (64, 32_768)):
-        yield f"logits {shape}: CPU time over optax {logit_level(shape, rounds)}"
+        yield f"logits {shape}, class ids: CPU time over optax {logit_level(shape, rounds)}"
+        yield f"logits {shape}, soft labels: {soft_labels(shape, rounds)}"
     few = max(rounds // 5, 1)
     for over in ("tokens", "vocabulary"):
         yield f"linear over {over}, 1024 x 512 x 8192: {chunked(over, (1024, 512, 8192), few)}"
@@ -66,15 +72,31 @@ def chunked(over: str, shape: tuple[int, int, int], rounds: int) -> str:
 
 def logit_level(shape: tuple[int, int], rounds: int) -> str:
     """Return the ratio of jgraph's loss to optax's on logits [n, k]."""
-    z = 3 * jax.random.normal(jax.random.key(0), shape)
     labels = jax.random.randint(jax.random.key(1), shape[:1], 0, shape[1])
+    theirs = optax.losses.softmax_cross_entropy_with_integer_labels
+    return _ratio(sparse_softmax_cross_entropy, theirs, labels, shape, rounds)
+
+
+def soft_labels(shape: tuple[int, int], rounds: int) -> str:
+    """Return the same for probabilities as labels, which jgraph alone checks."""
+    probs = jax.nn.softmax(jax.random.normal(jax.random.key(1), shape))
+    return _ratio(softmax_cross_entropy, optax.losses.softmax_cross_entropy, probs, shape, rounds)
+
+
+def _ratio(
+    first: Callable[..., Array],
+    second: Callable[..., Array],
+    targets: Array,
+    shape: tuple[int, int],
+    rounds: int,
+) -> str:
+    z = 3 * jax.random.normal(jax.random.key(0), shape)
 
     def objective(loss: Callable[..., Array]) -> Any:
         return jax.jit(jax.value_and_grad(lambda z, y: loss(z, y).mean()))
 
-    ours = objective(sparse_softmax_cross_entropy)
-    theirs = objective(optax.losses.softmax_cross_entropy_with_integer_labels)
-    return str(paired(lambda: ours(z, labels), lambda: theirs(z, labels), rounds))
+    ours, theirs = objective(first), objective(second)
+    return str(paired(lambda: ours(z, targets), lambda: theirs(z, targets), rounds))
 
 
 def _compile(objective: Callable[..., Array]) -> Any:

@@ -59,8 +59,10 @@ from jgraph.losses._metrics import accuracy as accuracy
 from jgraph.losses._metrics import calibration_error as calibration_error
 from jgraph.losses._metrics import perplexity as perplexity
 from jgraph.losses._metrics import top_k_accuracy as top_k_accuracy
-from jgraph.losses._ordinal import multiclass_hinge as multiclass_hinge
+from jgraph.losses._multiclass import multiclass_focal as multiclass_focal
+from jgraph.losses._multiclass import multiclass_hinge as multiclass_hinge
 from jgraph.losses._ordinal import ordinal as ordinal
+from jgraph.losses._ordinal import proportional_odds as proportional_odds
 from jgraph.losses._reductions import Mean as Mean
 from jgraph.losses._reductions import mean as mean
 from jgraph.losses._regression import huber as huber

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jgraph._errors import InputError
-from jgraph.losses._checks import predictions
+from jgraph.losses._checks import check_values, predictions
 from jgraph.losses._core import nll
 from jgraph.losses._distributions import Categorical, Laplace, Normal, positive
 from jgraph.losses._precision import widen
@@ -204,8 +205,9 @@ def last_layer_laplace(
         `(D·K)³ / 3` multiplications.
 
     Raises:
-        InputError: (a ValueError) shapes don't fit, an array isn't float, or a scale isn't
-            positive.
+        InputError: (a ValueError) shapes don't fit, an array isn't float, a scale isn't positive,
+            or a weight is negative or infinite; in compiled code what isn't known to be makes the
+            posterior NaN.
 
     Source:
         MacKay, The evidence framework applied to classification networks, 1992; Kristiadi et al.,
@@ -224,7 +226,7 @@ def last_layer_laplace(
     if w_DK.ndim != 2:
         raise InputError(f"w must be [features, outputs], got shape {w_DK.shape}")
     x_ND = _features(features, w_DK.shape[0])
-    dtype = jnp.promote_types(x_ND.dtype, w_DK.dtype)
+    dtype = np.promote_types(x_ND.dtype, w_DK.dtype)
     x_ND, w_DK = x_ND.astype(dtype), w_DK.astype(dtype)
     count_N = _weights(weights, x_ND)
     # A row left out may hold anything: 0 · NaN is NaN.
@@ -263,7 +265,8 @@ def _weights(weights: ArrayLike | None, x_ND: Array) -> Array:
             f"weights must be one per example, {x_ND.shape[:1]}, got weights {given.shape} for "
             f"features {x_ND.shape}"
         )
-    return given.astype(x_ND.dtype)
+    good = check_values("weights", given, (given >= 0) & (given < jnp.inf), "be finite and ≥ 0")
+    return jnp.where(good, given, jnp.nan).astype(x_ND.dtype)
 
 
 def _features(features: ArrayLike, size: int) -> Array:

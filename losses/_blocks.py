@@ -198,9 +198,10 @@ def _slopes(
     if options.smoothing:
         slope = slope - options.smoothing / num_classes
     if options.z_loss:
-        twice = 2 * options.z_loss * (rows.largest + rows.log_normalizer)
-        # An infinite normaliser doesn't move with an impossible class.
-        slope = slope + jnp.where(p == 0, p, p * twice[:, None])
+        log_normalizer = rows.largest + rows.log_normalizer
+        # At an infinite normaliser the penalty has no slope.
+        finite = _checks.nan_unless(jnp.isfinite(log_normalizer), p.dtype)
+        slope = slope + (2 * options.z_loss * log_normalizer * finite)[:, None] * p
     if options.softcap:
         slope = slope * (1 - (logits / options.softcap) ** 2)
     return slope.astype(w.dtype)

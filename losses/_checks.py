@@ -24,6 +24,10 @@ from jaxtyping import Array, Bool, Float, Integer
 from jgraph._errors import InputError
 from jgraph.losses._precision import widen
 
+# Probabilities out of a float32 softmax over many classes sum to 1 within the first, those of half
+# precision within the second.
+_SUM_TOLERANCE, _HALF_SUM_TOLERANCE = 1e-3, 2e-2
+
 
 def predictions(name: str, x: ArrayLike) -> Float[Array, "*shape"]:
     """Return a network's output in the precision it is computed in; refuse integers and bools.
@@ -116,6 +120,28 @@ def check_values(name: str, x: ArrayLike, ok: Array, must: str) -> Bool[Array, "
     return ok
 
 
+def check_distribution(
+    name: str, x: ArrayLike, probs: Float[Array, "*batch k"]
+) -> Bool[Array, "*batch"]:
+    """Raise where rows are known to be no distribution; return which are for `nan_unless`.
+
+    Args:
+        name: the argument's name.
+        x: the probabilities as they came: half precision may sum to 1 less exactly.
+        probs: the same, in the precision they are computed in, `[..., K]`.
+
+    Raises:
+        InputError: naming the first row outside [0, 1], or of another sum than 1.
+    """
+    check_values(name, x, (probs >= 0) & (probs <= 1), "lie in [0, 1]")
+    half = jnp.asarray(x).dtype in (jnp.bfloat16, jnp.float16)
+    sums = probs.sum(-1)
+    near = jnp.abs(sums - 1) <= (_HALF_SUM_TOLERANCE if half else _SUM_TOLERANCE)
+    near = check_values(name, sums, near, "sum to 1 over the last axis")
+    # On CPU reductions of the array itself are faster than of what is compared.
+    return near & (probs.min(-1) >= 0) & (probs.max(-1) <= 1)
+
+
 def check_ids(name: str, labels: ArrayLike, num_classes: int) -> None:
     """Raise on a label outside [0, K), where its value is known on this host.
 
@@ -181,7 +207,11 @@ def one_hot(labels: Integer[Array, "*batch"], num_classes: int) -> Bool[Array, "
 
 
 def nan_unless(ok: Bool[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
-    """Return 1 where ok, else NaN. A factor, not a where: it reaches the gradient as well."""
+    """Return 1 where ok, else NaN. A factor, not a where: it reaches the gradient as well.
+
+    Not for a bool turned into a float: XLA takes that times NaN for a choice between NaN and 0.
+    What has no gradient takes a where.
+    """
     return jnp.where(ok, 1.0, jnp.nan).astype(dtype)
 
 
@@ -190,7 +220,8 @@ def rowwise(fn: Callable[..., Array]) -> Callable[..., Array]:
 
     Backwards, a row's slope times the 0 of its weight is NaN where the slope is NaN or infinite,
     and one such row spoils the whole step. Here the gradient of such a row is 0 where what comes
-    from above is 0; anywhere else it is what the formula says, NaN and infinity included.
+    from above is 0; anywhere else it is what the formula says, infinity included, and NaN for all
+    of a row whose value is NaN.
 
     Any transformation of jax applies (forward mode and second order as well): the rule is made of
     products alone. In reverse mode the slopes are what is kept from the forward pass.
@@ -226,8 +257,11 @@ def _guard(fn: Callable[..., Array]) -> Callable[..., Array]:
 
         value, pull = jax.vjp(of_moving, *(primals[i] for i in moving))
         total = jnp.zeros_like(value)
+        # A maximum passes NaN on to one of its arguments alone.
+        good = nan_unless(~jnp.isnan(value), value.dtype)
         for i, slope in zip(moving, pull(jnp.ones_like(value)), strict=True):
             own_axes = tuple(range(value.ndim, slope.ndim))
+            slope = slope * jnp.expand_dims(good, own_axes)
             total = total + steer(tangents[i], slope).sum(own_axes)
         return value, total
 
@@ -239,7 +273,8 @@ def poison(tangent: Array, ok: Bool[Array, "*shape"]) -> Array:
     """Return a linear function of the tangent: 0 where ok or where the tangent is 0, else NaN.
 
     For a hand-written custom_jvp whose slopes are finite: added to its tangent, it makes the
-    gradient of bad rows NaN, but not of those with weight 0. Pass the tangent summed over a row.
+    gradient of bad rows NaN, but not of those with weight 0. Of a row's tangent pass all entries,
+    and sum the result: of their sum, which may be 0, the derivative would be sound.
     """
     huge = jnp.where(ok, jnp.zeros_like(tangent), _huge(tangent.dtype))
     # Two infinities of opposite sign. The factors are arrays, since the compiler folds constants,
@@ -251,7 +286,9 @@ def steer(tangent: Array, slope: Array) -> Array:
     """Return tangent * slope, linear in the tangent, with 0 * infinity = 0 * NaN = 0.
 
     A where that looks at the tangent would not be linear, so that it could not be transposed.
-    Multiplying thrice by a huge number is: 0 stays 0, and whatever else becomes infinite.
+    Multiplying thrice by a huge number is: 0 stays 0, and whatever else becomes infinite. A slope
+    that may be a constant of the compiled code must be multiplied by `nan_unless(ok)` before, where
+    ok depends on the moving argument: of two infinite constants the compiler makes one.
     """
     finite = jnp.isfinite(slope)
     zero, huge = jnp.zeros_like(slope), jnp.full_like(slope, _huge(slope.dtype))

@@ -15,10 +15,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from jgraph.losses._checks import (
-    check_values,
+    check_distribution,
     class_axis,
     class_ids,
     like,
+    nan_unless,
     number,
     one_hot,
     poison,
@@ -26,10 +27,6 @@ from jgraph.losses._checks import (
     rowwise,
     steer,
 )
-
-# Probabilities that came out of a float32 softmax over many classes sum to 1 within this; those
-# of half precision within the other.
-_SUM_TOLERANCE, _HALF_SUM_TOLERANCE = 1e-3, 2e-2
 
 
 def sparse_softmax_cross_entropy(
@@ -58,7 +55,8 @@ def sparse_softmax_cross_entropy(
         label_smoothing: s in [0, 1]: the target becomes the mixture of the label, with 1 - s, and
             the uniform distribution, with s.
         temperature: T > 0: the likelihood is that of softmax(logits / T).
-        z_loss: the factor of `logsumexp(logits / T)²`, which keeps the normaliser near 1.
+        z_loss: the factor of `logsumexp(logits / T)²`, which keeps the normaliser near 1. Where
+            that is infinite, so is the loss, and the gradient is NaN.
 
     Returns:
         `logsumexp(logits) - logits[label]`, float32 (float64 for float64 logits) `[...]`.
@@ -113,7 +111,8 @@ def softmax_cross_entropy(
             1. They have a gradient, too; `jax.lax.stop_gradient` keeps a teacher fixed.
         label_smoothing: s in [0, 1]: `probs` becomes `(1 - s) probs + s / K`.
         temperature: T > 0: the logits are divided by it; that of `probs` is the caller's.
-        z_loss: the factor of `logsumexp(logits / T)²`.
+        z_loss: the factor of `logsumexp(logits / T)²`; where that is infinite, so is the loss,
+            and the gradient is NaN.
 
     Returns:
         `-Σ probs log softmax(logits)`, with 0 log 0 = 0, float32 (float64 for float64 logits)
@@ -136,12 +135,9 @@ def softmax_cross_entropy(
     num_classes = class_axis("logits", z)
     smoothing, z_factor = _options(label_smoothing, temperature, z_loss)
     q = like("probs", probs, "logits", z)
-    inside = check_values("probs", probs, (q >= 0) & (q <= 1), "lie in [0, 1]")
-    sums = q.sum(-1)
-    near = jnp.abs(sums - 1) <= _sum_tolerance(probs)
-    near = check_values("probs", sums, near, "sum to 1 over the last axis")
+    ok = check_distribution("probs", probs, q)
     mixture = q if smoothing == 0 else (1 - smoothing) * q + smoothing / num_classes
-    return _soft(_cool(z, temperature), mixture, inside.all(-1) & near, z_factor)
+    return _soft(_cool(z, temperature), mixture, ok, z_factor)
 
 
 def euclidean(outputs: ArrayLike, targets: ArrayLike) -> Float[Array, "*batch"]:
@@ -190,11 +186,6 @@ def _cool(logits: Array, temperature: float | int) -> Array:
     return logits if temperature == 1 else logits / temperature
 
 
-def _sum_tolerance(probs: ArrayLike) -> float:
-    half = jnp.asarray(probs).dtype in (jnp.bfloat16, jnp.float16)
-    return _HALF_SUM_TOLERANCE if half else _SUM_TOLERANCE
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _sparse(
     z: Float[Array, "*batch k"], ids: Integer[Array, "*batch"], smoothing: float, z_loss: float
@@ -208,7 +199,7 @@ def _sparse_rule(smoothing: float, z_loss: float, primals: Any, tangents: Any) -
     # that weight 0 gives gradient 0.
     (z, ids), (dz, _) = primals, tangents
     loss, slope, ok = _sparse_parts(z, ids, smoothing, z_loss)
-    return loss, (slope * dz).sum(-1) + poison(dz.sum(-1), ok)
+    return loss, (slope * dz + poison(dz, ok[..., None])).sum(-1)
 
 
 def _sparse_parts(
@@ -216,13 +207,14 @@ def _sparse_parts(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch k"], Bool[Array, "*batch"]]:
     """Return the loss, its finite slope for the logits, and which rows are sound."""
     num_classes = z.shape[-1]
+    # Counting classes in int8 would wrap at 127.
+    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
     chosen = one_hot(ids, num_classes)
     largest = jax.lax.stop_gradient(z.max(-1))
     shifted = _shift(z, largest)
-    # where, not a product: an impossible class is -inf, and 0 * -inf is NaN.
-    label = _shift(jnp.where(chosen, z, 0.0).sum(-1, keepdims=True), largest)[..., 0]
+    label = _shift(_pick(z, ids)[..., None], largest)[..., 0]
     # One array for the sum and the slope: on CPU each array costs a pass over memory.
-    exps = jnp.where(chosen, 0.0, jnp.exp(shifted))
+    exps = jnp.exp(shifted) * _elsewhere(z, ids)
     others = exps.sum(-1)
     total = others + jnp.exp(label)
     # log1p: of a sure network's loss, 1e-9, a logarithm of 1 + 1e-9 leaves nothing.
@@ -234,10 +226,38 @@ def _sparse_parts(
     slope = jnp.where(chosen, -(others / total)[..., None], exps / total[..., None])
     if smoothing:
         slope = slope + (jnp.where(chosen, smoothing, 0.0) - smoothing / num_classes)
-    ok = chosen.any(-1) & _is_distribution(largest, total)
+    ok = (ids >= 0) & (ids < num_classes) & _is_distribution(largest, total)
     loss = jnp.where(ok, loss, jnp.nan)
     p = jnp.where(chosen, jnp.exp(label)[..., None], exps) / total[..., None]
     return _add_z_loss(loss, slope, ok, p, log_total + largest, z_loss)
+
+
+@jax.custom_jvp
+def _pick(z: Float[Array, "*batch k"], ids: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return each row's chosen logit; some logit of the row where the id is no class.
+
+    The one gather among the losses: XLA's CPU backend needs two passes over memory for a one-hot
+    sum, which makes the loss and its gradient half as slow again. Derivatives are one-hot.
+    """
+    if jax.typeof(z).sharding.spec[-1] is not None:
+        # A gather along an axis that is split over an explicit mesh is refused.
+        return jnp.where(one_hot(ids, z.shape[-1]), z, 0.0).sum(-1)
+    return jnp.take_along_axis(z, ids[..., None], -1, mode="clip")[..., 0]
+
+
+@_pick.defjvp
+def _pick_rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (z, ids), (dz, _) = primals, tangents
+    return _pick(z, ids), jnp.where(one_hot(ids, z.shape[-1]), dz, 0.0).sum(-1)
+
+
+def _elsewhere(z: Float[Array, "*batch k"], ids: Integer[Array, "*batch"]) -> Array:
+    """Return 0 at the chosen class and 1 elsewhere, as a factor.
+
+    Made by arithmetic, since on CPU exp beside a comparison with the class takes twice the time.
+    """
+    classes = jax.lax.broadcasted_iota(ids.dtype, z.shape, ids.ndim)
+    return jnp.minimum(jnp.abs((classes - ids[..., None]).astype(z.dtype)), 1.0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -255,10 +275,12 @@ def _soft_rule(z_loss: float, primals: Any, tangents: Any) -> Any:
     loss, slope, sound, surprise = _soft_parts(z, q, ok, z_loss)
     total = jnp.zeros_like(loss)
     if not isinstance(dz, SymbolicZero):
-        total = total + (slope * dz).sum(-1) + poison(dz.sum(-1), sound)
+        total = total + (slope * dz + poison(dz, sound[..., None])).sum(-1)
     if not isinstance(dq, SymbolicZero):
-        # An impossible class has an infinite surprise, and so the target's slope is.
-        total = total + steer(dq, surprise).sum(-1) + poison(dq.sum(-1), sound)
+        # An impossible class has an infinite surprise, and so the target's slope is. The factor
+        # also keeps the compiler from taking the slope of fixed logits for a constant to fold.
+        good = nan_unless(sound, loss.dtype)[..., None]
+        total = total + steer(dq, surprise * good).sum(-1)
     return loss, total
 
 
@@ -269,21 +291,22 @@ def _soft_parts(z: Array, q: Array, ok: Array, z_loss: float) -> tuple[Array, ..
     """Return the loss, its finite slope for the logits, the sound rows, and -log softmax."""
     largest = jax.lax.stop_gradient(z.max(-1))
     shifted = _shift(z, largest)
-    q = jnp.where(ok[..., None], q, 0.0)
     exps = jnp.exp(shifted)
-    # The largest class's 1 is kept apart: log(1 + rest) and 1 - p = rest / total don't cancel.
-    top = shifted == 0
-    above = jnp.where(top, exps - 1, 0.0)
-    rest = (jnp.where(top, above, exps).sum(-1)) + (top.sum(-1).astype(z.dtype) - 1)
+    # The largest class's 1 is left out: log(1 + rest) and 1 - p = rest / total don't cancel. Of
+    # several largest ones rest is more than 1, and nothing cancels.
+    full, alone = exps.sum(-1), (exps - jnp.floor(exps)).sum(-1)
+    rest = jnp.where(full - alone < 1.5, alone, full - 1)
     total = 1 + rest
     log_total = jnp.log1p(rest)
-    p = exps / total[..., None]
-    mass = q.sum(-1, keepdims=True)
-    loss = log_total * mass[..., 0] - jnp.where(q == 0, 0.0, q * shifted).sum(-1)
-    others = (rest[..., None] - above) / total[..., None]
-    slope = jnp.where(top, (mass - q) - mass * others, mass * p - q)
+    # Summed, then masked: on CPU the sum of a masked array costs two passes over memory more.
+    mass = jnp.where(ok, q.sum(-1), 0.0)
+    q = jnp.where(ok[..., None], q, 0.0)
+    loss = log_total * mass - jnp.where(q == 0, 0.0, q * shifted).sum(-1)
+    share, others = (mass / total)[..., None], rest[..., None] - (exps - 1)
+    slope = jnp.where(exps == 1, (mass[..., None] - q) - share * others, share * exps - q)
     sound = ok & _is_distribution(largest, total)
     loss = jnp.where(sound, loss, jnp.nan)
+    p = exps / total[..., None]
     loss, slope, sound = _add_z_loss(loss, slope, sound, p, log_total + largest, z_loss)
     return loss, slope, sound, log_total[..., None] - shifted
 

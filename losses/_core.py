@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -86,18 +87,11 @@ def cross_entropy(p: Law, q: Law) -> Float[Array, "*batch"]:
         >>> round(float(cross_entropy(jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75]))), 4)
         0.837
     """
-    sides = _sides(p, q)
-    if sides is not None:
-        return cross_entropy_of(*sides)
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
-        return cross_entropy_of(*_bernoulli_sides(p, q))
-    if isinstance(p, Normal) and isinstance(q, Normal):
-        good, s, loc, scale, y = _locations(p, q)
-        return _densities.normal_cross_entropy(good, loc, scale, y, s)
-    if isinstance(p, Laplace) and isinstance(q, Laplace):
-        good, s, loc, scale, y = _locations(p, q)
-        return _densities.laplace_cross_entropy(good, loc, scale, y, s)
-    raise _no_pair("cross_entropy", p, q)
+    located = {
+        Normal: _densities.normal_cross_entropy,
+        Laplace: _densities.laplace_cross_entropy,
+    }
+    return _between("cross_entropy", p, q, cross_entropy_of, located)
 
 
 def kl(p: Law, q: Law) -> Float[Array, "*batch"]:
@@ -126,21 +120,11 @@ def kl(p: Law, q: Law) -> Float[Array, "*batch"]:
         >>> round(float(kl(jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75]))), 4)
         0.1438
     """
-    sides = _sides(p, q)
-    if sides is not None:
-        return kl_of(*sides)
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
-        return kl_of(*_bernoulli_sides(p, q))
-    if isinstance(p, Normal) and isinstance(q, Normal):
-        good, s, loc, scale, y = _locations(p, q)
-        return _densities.normal_kl(good, loc, scale, y, s)
-    if isinstance(p, Laplace) and isinstance(q, Laplace):
-        good, s, loc, scale, y = _locations(p, q)
-        return _densities.laplace_kl(good, loc, scale, y, s)
     if isinstance(p, Poisson) and isinstance(q, Poisson):
         x, y = align(None, {"p.log_rate": p.log_rate, "q.log_rate": q.log_rate})
         return _densities.poisson_kl(jnp.ones_like(x), x, y)
-    raise _no_pair("kl", p, q)
+    located = {Normal: _densities.normal_kl, Laplace: _densities.laplace_kl}
+    return _between("kl", p, q, kl_of, located)
 
 
 def entropy(p: Law) -> Float[Array, "*batch"]:
@@ -168,8 +152,27 @@ def entropy(p: Law) -> Float[Array, "*batch"]:
     return p.entropy() if isinstance(p, _KINDS) else entropy_of(Side.of_probabilities("p", p))
 
 
+def _between(
+    function: str,
+    p: Law,
+    q: Law,
+    of_sides: Callable[[Side, Side], Array],
+    located: Mapping[type, Callable[..., Array]],
+) -> Float[Array, "*batch"]:
+    """Apply the formula for two distributions over classes, or that for their kind of density."""
+    sides = _sides(p, q)
+    if sides is not None:
+        return of_sides(*sides)
+    for kind, formula in located.items():
+        if isinstance(p, kind) and isinstance(q, kind):
+            return formula(*_locations(p, q))  # pyright: ignore[reportArgumentType]
+    raise _no_pair(function, p, q)
+
+
 def _sides(p: Law, q: Law) -> tuple[Side, Side] | None:
     """Return both as distributions over K classes, None if one is something else."""
+    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
+        return _bernoulli_sides(p, q)
     if any(isinstance(x, _KINDS) and not isinstance(x, Categorical) for x in (p, q)):
         return None
     return same_sides(_side("p", p), _side("q", q))
@@ -192,13 +195,13 @@ def _two_classes(logits: Array) -> Array:
     return jnp.stack([jnp.zeros_like(logits), logits], -1)
 
 
-def _locations(p: Normal | Laplace, q: Normal | Laplace) -> list[Array]:
-    """Return the factor 1 or NaN, and p's scale, q's loc and scale, and p's loc in one shape."""
+def _locations(p: Normal | Laplace, q: Normal | Laplace) -> tuple[Array, ...]:
+    """Return a density formula's arguments in one shape: 1 or NaN, q's loc and scale, and p's."""
     good_p, scale_p = positive("p.scale", p.scale)
     good_q, scale_q = positive("q.scale", q.scale)
     named = {"p.scale": scale_p, "q.loc": q.loc, "q.scale": scale_q, "p.loc": p.loc}
-    arrays = align(None, named)
-    return [spread(good_p, arrays[0]) * spread(good_q, arrays[0]), *arrays]
+    s, loc, scale, y = align(None, named)
+    return spread(good_p, s) * spread(good_q, s), loc, scale, y, s
 
 
 def _no_pair(function: str, p: Law, q: Law) -> InputError:

@@ -186,12 +186,25 @@ def _renyi(order: float) -> Callable[..., Array]:
         near = jnp.abs(little) < 0.5
         log_sum = jnp.where(near, jnp.log1p(jnp.where(near, little, 0.0)), log_sum)
         value = log_sum / (order - 1)
-        factor = order / (order - 1)
-        slope_p = factor * jnp.exp((order - 1) * ratio - log_sum[..., None])
-        power = jnp.where(p == 0, -jnp.inf, order * jnp.where(p == 0, 0.0, ratio))
-        return value, [slope_p, -jnp.exp(power - log_sum[..., None])]
+        return value, _renyi_slopes(order, p, q, ratio, term, log_sum[..., None])
 
     return with_slopes(formula)
+
+
+def _renyi_slopes(
+    order: float, p: Array, q: Array, ratio: Array, term: Array, log_sum: Array
+) -> list[Array | None]:
+    factor = order / (order - 1)
+    slope_p = factor * jnp.exp((order - 1) * ratio - log_sum)
+    slope_q = -jnp.exp(order * jnp.where(p == 0, 0.0, ratio) - log_sum)
+    # A term that stays 0 wherever p, or q, moves to.
+    slope_p = jnp.where((q == 0) & (order < 1), 0.0, slope_p)
+    slope_q = jnp.where(p == 0, 0.0, slope_q)
+    # An infinite term is all of the sum; of two it isn't known which.
+    endless = jnp.isposinf(term)
+    alone = endless.sum(-1, keepdims=True) == 1
+    slope_p = jnp.where(alone, jnp.where(endless, factor / jnp.where(alone, p, 1.0), 0.0), slope_p)
+    return [slope_p, jnp.where(alone, jnp.where(endless, -jnp.inf, 0.0), slope_q)]
 
 
 @with_slopes
@@ -202,7 +215,10 @@ def _renyi_max(p: Array, q: Array) -> tuple[Array, list[Array | None]]:
     tops = top.astype(p.dtype)
     share = tops / tops.sum(-1, keepdims=True)  # ties share the slope
     safe_p = jnp.where(top, p, 1.0)
-    return value, [jnp.where(top, share / safe_p, 0.0), jnp.where(top, -share / q, 0.0)]
+    slope_p = jnp.where(top, share / safe_p, 0.0)
+    # With q = 0 held, the ratio is infinite as soon as p is there.
+    slope_p = jnp.where((p == 0) & (q == 0), jnp.inf, slope_p)
+    return value, [slope_p, jnp.where(top, -share / q, 0.0)]
 
 
 def _two(p: ArrayLike, q: ArrayLike) -> tuple[Array, Array, Array]:

@@ -58,7 +58,8 @@ def linear_softmax_cross_entropy(
         over: what is cut into blocks.
         label_smoothing: s in [0, 1]: the target is (1 - s) of the label and s of the uniform
             distribution.
-        z_loss: adds z · logsumexp(logits)², which keeps the normaliser near 1.
+        z_loss: adds z · logsumexp(logits)², which keeps the normaliser near 1; where that is
+            infinite, so is the loss, and the gradient is NaN.
         softcap: c > 0 replaces a logit l by c · tanh(l / c).
         mask: bool `[...]`. A row where it is False has loss and gradient 0, whatever stands in x
             and labels there. Give `mean` the same mask as weights.

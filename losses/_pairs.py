@@ -12,16 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jgraph._errors import InputError
-from jgraph.losses._checks import check_values, class_axis, nan_unless, predictions
+from jgraph.losses._checks import check_distribution, class_axis, nan_unless, predictions
 from jgraph.losses._slopes import with_slopes
-
-# Probabilities out of a float32 softmax over many classes sum to 1 within the first, those of half
-# precision within the second.
-_SUM_TOLERANCE, _HALF_SUM_TOLERANCE = 1e-3, 2e-2
 
 
 class Side(NamedTuple):
@@ -45,12 +42,7 @@ class Side(NamedTuple):
         """
         p = predictions(name, x)
         class_axis(name, p)
-        half = jnp.asarray(x).dtype in (jnp.bfloat16, jnp.float16)
-        inside = check_values(name, p, (p >= 0) & (p <= 1), "be probabilities, in [0, 1]")
-        sums = p.sum(-1)
-        near = jnp.abs(sums - 1) <= (_HALF_SUM_TOLERANCE if half else _SUM_TOLERANCE)
-        near = check_values(name, sums, near, "sum to 1 over the last axis")
-        return cls(p, False, inside.all(-1) & near)
+        return cls(p, False, check_distribution(name, x, p))
 
     @property
     def log_probs(self) -> Float[Array, "*batch k"]:
@@ -84,7 +76,7 @@ def same_sides(p: Side, q: Side) -> tuple[Side, Side]:
             f"p and q must have the same shape [..., K], got p {p.x.shape} and q {q.x.shape}; "
             "broadcast by hand where that is meant"
         )
-    dtype = jnp.promote_types(p.x.dtype, q.x.dtype)
+    dtype = np.promote_types(p.x.dtype, q.x.dtype)
     return p._replace(x=p.x.astype(dtype)), q._replace(x=q.x.astype(dtype))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -178,7 +179,7 @@ def huber(loc: ArrayLike, targets: ArrayLike, delta: ArrayLike = 1.0) -> Float[A
             f"delta must be a scalar or have the shape of loc, got delta {width.shape} and loc "
             f"{x.shape}; broadcast by hand where that is meant"
         )
-    dtype = jnp.promote_types(x.dtype, width.dtype)
+    dtype = np.promote_types(x.dtype, width.dtype)
     x, y, width = (jnp.broadcast_to(a.astype(dtype), x.shape) for a in (x, y, width))
     return _densities.huber(spread(good, x), width, x, y)
 

@@ -61,8 +61,8 @@ def test_conjugate_regression_equals_the_closed_form() -> None:
     want, covariance = closed_form()
     # The objective is quadratic: one Newton step from anywhere is its minimum.
     start = jnp.zeros((3, 1))
-    slope = jax.grad(objective)(start, X, Y).reshape(-1)
-    curvature = jax.hessian(objective)(start, X, Y).reshape(3, 3)
+    slope = jax.jit(jax.grad(objective))(start, X, Y).reshape(-1)
+    curvature = jax.jit(jax.hessian(objective))(start, X, Y).reshape(3, 3)
     w = -jnp.linalg.solve(curvature, slope)[:, None]
     np.testing.assert_allclose(w, want, rtol=1e-4)
 
@@ -96,7 +96,7 @@ def test_classification_covariance_is_the_inverse_hessian() -> None:
         loss = (weights * sparse_softmax_cross_entropy(X @ w, labels)).sum()
         return loss - normal_log_prior(w, PRIOR)
 
-    hessian = np.asarray(jax.hessian(energy)(w), np.float64).reshape(12, 12)
+    hessian = np.asarray(jax.jit(jax.hessian(energy))(w), np.float64).reshape(12, 12)
     covariance = np.linalg.inv(hessian)
     bad = jnp.where((weights == 0)[:, None], jnp.nan, X)  # what is left out may hold anything
     posterior = last_layer_laplace(bad, w, prior_scale=PRIOR, weights=weights)
@@ -125,6 +125,20 @@ def test_wrong_arguments_say_so() -> None:
             lambda: last_layer_laplace(X, w, prior_scale=1.0, weights=jnp.ones(3)),
             r"one per example, \(20,\), got weights \(3,\)",
         ),
+        (
+            lambda: last_layer_laplace(X, w, prior_scale=1.0, weights=jnp.ones(20).at[2].set(-1)),
+            r"weights must be finite and ≥ 0; row 2 has -1 \(1 of 20",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_a_negative_weight_makes_a_compiled_posterior_nan() -> None:
+    @jax.jit
+    def spread(weights: Array) -> Array:
+        posterior = last_layer_laplace(X, jnp.ones((3, 1)), prior_scale=1.0, weights=weights)
+        return posterior.factor
+
+    assert jnp.isfinite(spread(jnp.ones(20))).all()
+    assert jnp.isnan(spread(jnp.ones(20).at[2].set(-1))).any()

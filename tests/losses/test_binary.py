@@ -16,13 +16,13 @@ from jgraph.losses import (
     focal,
     hinge,
     mean,
-    multiclass_hinge,
-    ordinal,
     sigmoid_cross_entropy,
     weighted_cross_entropy,
 )
 
 INF = np.inf
+# The smallest float32 that isn't subnormal: below, digits are lost one by one.
+SMALLEST = 1.2e-38
 EXACT = Callable[[Any, Any], Any]
 
 
@@ -60,16 +60,36 @@ def test_loss_and_gradient_to_a_millionth(name: str) -> None:
     loss, exact = LOSSES[name]
     z = np.repeat(np.array([-1e4, -80, -20, -3, -0.5, 0, 1e-3, 2, 15, 60, 1e4], np.float32), 3)
     y = np.tile(np.array([0, 0.25, 1], np.float32), 11)
-    with mpmath.workdps(200):
-        # mpmath's exp of 1e4 is exact to 200 digits, but log1p of it needs the digits.
-        pairs = [(mpmath.mpf(float(a)), mpmath.mpf(float(b))) for a, b in zip(z, y, strict=True)]
-        want = [float(exact(a, b)) for a, b in pairs]
-        slope = [float(mpmath.diff(lambda t, b=b: exact(t, b), a)) for a, b in pairs]
-    # Sums of two terms of opposite sign cancel in the slope of a soft label.
-    for run in (loss, jax.jit(loss)):
-        np.testing.assert_allclose(run(z, y), want, rtol=2e-6, atol=1e-37)
+    pairs = [(mpmath.mpf(float(a)), mpmath.mpf(float(b))) for a, b in zip(z, y, strict=True)]
+    # log1p(exp(-1e4)) needs as many digits as exp has zeros.
+    with mpmath.workdps(50):
+        want = np.array([float(exact(a, b)) for a, b in pairs])
+        slope = np.array([float(mpmath.diff(lambda t, b=b: exact(t, b), a)) for a, b in pairs])
+    for found in (loss(z, y), jax.jit(loss)(z, y)):
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=SMALLEST)
     found = jax.jit(jax.grad(lambda z: loss(z, y).sum()))(z)
-    np.testing.assert_allclose(found, slope, rtol=3e-6, atol=3e-7)
+    hard = (y == 0) | (y == 1)
+    np.testing.assert_allclose(found[hard], slope[hard], rtol=1e-6, atol=SMALLEST)
+    # A soft label's slope is a difference of terms of size 1, which are equal where the network
+    # agrees: there no digits are left.
+    np.testing.assert_allclose(found[~hard], slope[~hard], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", [*LOSSES, "hinge"])
+def test_half_precision_is_computed_in_float32(name: str, dtype: type) -> None:
+    loss = hinge if name == "hinge" else LOSSES[name][0]
+    z = jnp.linspace(-6, 6, 9).astype(dtype)
+    y = jnp.arange(9, dtype=jnp.int32) % 2
+    wide = loss(z.astype(jnp.float32), y)
+    found = loss(z, y)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, wide)
+    np.testing.assert_array_equal(loss(z, y.astype(dtype)), wide)
+    slope = jax.grad(lambda z: loss(z, y).sum())
+    assert slope(z).dtype == dtype
+    want = slope(z.astype(jnp.float32))
+    np.testing.assert_array_equal(slope(z), want.astype(dtype))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -153,13 +173,13 @@ def test_forward_mode_second_order_and_vmap(name: str) -> None:
     z, y = jnp.array([0.3, -2.0]), jnp.array([1.0, 0.0])
     _, forward = jax.jvp(lambda z: loss(z, y), (z,), (jnp.ones(2),))
     np.testing.assert_allclose(forward, jax.grad(lambda z: loss(z, y).sum())(z), rtol=1e-6)
-    step = 1e-2
-    second = jax.hessian(lambda z: loss(z, y).sum())(z)
-    slope = jax.grad(lambda z: loss(z, y).sum())
-    # Central differences of float32 slopes.
-    np.testing.assert_allclose(
-        np.diag(second), (slope(z + step) - slope(z - step)) / (2 * step), atol=2e-4
-    )
+    with jax.enable_x64(True):
+        # Central differences of float64 slopes.
+        slope = jax.jit(jax.grad(lambda z: loss(z, y).sum()))
+        wide, step = np.asarray(z, np.float64), 1e-5
+        second = jax.jit(jax.hessian(lambda z: loss(z, y).sum()))(wide)
+        want = (slope(wide + step) - slope(wide - step)) / (2 * step)
+        np.testing.assert_allclose(np.diag(second), want, rtol=1e-6)
     np.testing.assert_array_equal(jax.vmap(loss)(z, y), loss(z, y))
 
 
@@ -189,57 +209,3 @@ def test_hinge() -> None:
     np.testing.assert_array_equal(hinge(z, y), [0.5, 0, 4, 0.75, INF, 0])
     slope = jax.grad(lambda z: hinge(z, y).sum())(z)
     np.testing.assert_array_equal(slope, [-1, 0, -1, 1, 1, 0])
-
-
-def test_multiclass_hinge() -> None:
-    z = jnp.array([[2.0, 1.5, 0.0], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0], [-INF, 0.0, 1.0]])
-    y = jnp.array([0, 2, 0, 0])
-    np.testing.assert_array_equal(multiclass_hinge(z, y), [0.5, 3, 0, INF])
-    slope = jax.grad(lambda z: multiclass_hinge(z, y).sum())(z)
-    np.testing.assert_array_equal(slope, [[-1, 1, 0], [0, 1, -1], [0, 0, 0], [-1, 0, 1]])
-    assert float(multiclass_hinge(jnp.zeros((1, 1)), jnp.array([0]))[0]) == 0
-
-
-def test_ordinal_is_a_sum_of_questions() -> None:
-    rng = np.random.default_rng(0)
-    z = (3 * rng.standard_normal((5, 4))).astype(np.float32)
-    y = np.arange(5)
-    above = y[:, None] > np.arange(4)
-    want = -scipy.special.log_expit(np.where(above, 1, -1) * z.astype(np.float64)).sum(-1)
-    np.testing.assert_allclose(ordinal(z, jnp.asarray(y)), want, rtol=1e-6)
-    slope = jax.grad(lambda z: ordinal(z, jnp.asarray(y)).sum())(jnp.asarray(z))
-    np.testing.assert_allclose(slope, scipy.special.expit(z.astype(np.float64)) - above, atol=1e-6)
-    assert ordinal(jnp.zeros((0, 4)), jnp.zeros(0, int)).shape == (0,)
-
-
-def test_ordinal_costs_more_the_further_off() -> None:
-    z = jnp.tile(jnp.array([4.0, 4.0, -4.0, -4.0]), (5, 1))
-    loss = np.asarray(ordinal(z, jnp.arange(5)))
-    assert loss.argmin() == 2
-    assert (np.diff(loss[:3]) < 0).all()
-    assert (np.diff(loss[2:]) > 0).all()
-
-
-@pytest.mark.parametrize(("loss", "extra"), [(ordinal, 1), (multiclass_hinge, 0)])
-def test_bad_labels_and_masked_rows(loss: Callable[..., Array], extra: int) -> None:
-    for label in (-1, 3 + extra, -100):
-        y = jnp.array([0, label])
-        with pytest.raises(InputError, match=rf"in \[0, {3 + extra}\).*row 1 has label {label} "):
-            loss(jnp.zeros((2, 3)), y)
-        np.testing.assert_array_equal(np.isnan(jax.jit(loss)(jnp.zeros((2, 3)), y)), [False, True])
-        slope = jax.jit(jax.grad(lambda z, y: loss(z, y).sum()))(jnp.zeros((2, 3)), y)
-        np.testing.assert_array_equal(np.isnan(slope), [[False] * 3, [True] * 3])
-    z = jnp.array([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [jnp.nan, 0.0, INF]])
-    weights = jnp.array([1.0, 0.0, 0.0])
-    masked = jax.jit(jax.grad(lambda z, y: mean(loss(z, y), weights).value()))
-    slope = masked(z, jnp.array([0, 99, 0]))
-    assert np.isfinite(slope).all()
-    np.testing.assert_array_equal(slope[1:], np.zeros((2, 3)))
-    with pytest.raises(InputError, match=r"labels \(1,\) for logits"):
-        loss(jnp.zeros((2, 3)), jnp.array([0]))
-    with pytest.raises(InputError, match="integer class ids, got float32"):
-        loss(jnp.zeros((2, 3)), jnp.zeros(2))
-    with pytest.raises(InputError, match="must end in a class axis"):
-        loss(jnp.zeros(()), jnp.zeros((), int))
-    with pytest.raises(InputError, match="logits must be float"):
-        loss(jnp.zeros((2, 3), int), jnp.zeros(2, int))

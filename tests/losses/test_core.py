@@ -36,35 +36,46 @@ from jgraph.losses import (
 
 INF = np.inf
 RNG = np.random.default_rng(0)
-P64, Q64 = RNG.dirichlet(np.ones(5), 4), RNG.dirichlet(np.ones(5), 4)
+# Parts of 1024, so that float32 holds them and their sum is 1: what a Rényi divergence of order
+# near 1 makes of a sum of 1 + 6e-8 is no error of its own.
+P64, Q64 = ((1 + RNG.multinomial(1019, RNG.dirichlet(np.ones(5), 4))) / 1024 for _ in range(2))
 P, Q = jnp.asarray(P64, jnp.float32), jnp.asarray(Q64, jnp.float32)
-# What float32 made of them is what the losses are given.
-P64, Q64 = np.asarray(P, np.float64), np.asarray(Q, np.float64)
 ORDERS = [0.25, 0.5, 0.97, 1.02, 2.0, 7.0]
 
 
-def js64(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def kl64(p: Any, q: Any) -> Any:
+    return scipy.special.rel_entr(p, q).sum(-1), np.log(p / q) + 1, -p / q
+
+
+def cross_entropy64(p: Any, q: Any) -> Any:
+    return -(p * np.log(q)).sum(-1), -np.log(q), -p / q
+
+
+def js64(p: Any, q: Any) -> Any:
     m = (p + q) / 2
-    return (scipy.special.rel_entr(p, m) + scipy.special.rel_entr(q, m)).sum(-1) / 2
+    value = (scipy.special.rel_entr(p, m) + scipy.special.rel_entr(q, m)).sum(-1) / 2
+    return value, np.log(p / m) / 2, np.log(q / m) / 2
 
 
-def renyi64(p: np.ndarray, q: np.ndarray, a: float) -> np.ndarray:
-    return np.log((p**a * q ** (1 - a)).sum(-1)) / (a - 1)
+def wasserstein64(p: Any, q: Any) -> Any:
+    over = (p - q).cumsum(-1)[..., :-1]
+    # What lies at k crosses the steps k, k + 1, …
+    crossed = np.tril(np.ones((5, 4)).T).T
+    slope = np.sign(over) @ crossed.T
+    return np.abs(over).sum(-1), slope, -slope
 
 
-def numeric_slope(f: Any, x: np.ndarray) -> np.ndarray:
-    out = np.zeros_like(x)
-    for i in range(x.shape[-1]):
-        step = 1e-6 * np.eye(x.shape[-1])[i]
-        out[..., i] = (f(x + step) - f(x - step)) / 2e-6
-    return out
+def renyi64(p: Any, q: Any, a: float) -> Any:
+    total = (p**a * q ** (1 - a)).sum(-1)
+    share = p**a * q ** (1 - a) / total[..., None]
+    return np.log(total) / (a - 1), a / (a - 1) * share / p, -share / q
 
 
 DIVERGENCES = [
-    (kl_divergence, lambda p, q: scipy.special.xlogy(p, p / q).sum(-1)),
-    (cross_entropy, lambda p, q: -(p * np.log(q)).sum(-1)),
+    (kl_divergence, kl64),
+    (cross_entropy, cross_entropy64),
     (js_divergence, js64),
-    (wasserstein1, lambda p, q: np.abs((p - q).cumsum(-1)[..., :-1]).sum(-1)),
+    (wasserstein1, wasserstein64),
     *(
         (lambda p, q, a=a: renyi_divergence(p, q, a), lambda p, q, a=a: renyi64(p, q, a))
         for a in ORDERS
@@ -75,20 +86,35 @@ DIVERGENCES = [
 @pytest.mark.parametrize("index", range(len(DIVERGENCES)))
 def test_divergences_and_slopes_equal_float64(index: int) -> None:
     f, exact = DIVERGENCES[index]
-    # Rényi's sum is 1 + a little. That float32's probabilities sum to 1 only to 6e-8 is part of
-    # the reference, divided by the distance of the order from 1.
-    close = 1e-7 if index < 4 else max(1e-7, 1e-7 / abs(ORDERS[index - 4] - 1))
-    np.testing.assert_allclose(f(P, Q), exact(P64, Q64), rtol=1e-6, atol=close)
+    value, *slopes = exact(P64, Q64)
+    np.testing.assert_allclose(f(P, Q), value, rtol=1e-6)
     found = jax.jit(jax.grad(lambda p, q: f(p, q).sum(), (0, 1)))(P, Q)
-    for i, slope in enumerate(found):
-        want = numeric_slope(
-            lambda x, i=i: exact(*((x, Q64) if i == 0 else (P64, x))), (P64, Q64)[i]
-        )
-        np.testing.assert_allclose(slope, want, rtol=1e-5, atol=1e-5)
+    # The seventh power of a ratio has seven times the ratio's relative error.
+    rtol = 1e-6 if index < 4 else 1e-6 * max(1, ORDERS[index - 4])
+    for slope, want in zip(found, slopes, strict=True):
+        np.testing.assert_allclose(slope, want, rtol=rtol, atol=1e-37)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("f", [entropy, *(d[0] for d in DIVERGENCES[:5])])
+def test_half_precision_is_computed_in_float32(f: Any, dtype: type) -> None:
+    arrays = [(x / x.sum(-1, keepdims=True)).astype(dtype) for x in (P, Q)][
+        : 1 + (f is not entropy)
+    ]
+    wide = [x.astype(jnp.float32) for x in arrays]
+    # A row of bfloat16 sums to 1 within 2e-2 only, which float32 would be refused for.
+    wide_value = jax.jit(f)(*(x / x.sum(-1, keepdims=True) for x in wide))
+    value = f(*arrays)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, wide_value, rtol=2e-2, atol=2e-2)
+    slope = jax.jit(jax.grad(lambda *a: f(*a).sum()))(*arrays)
+    assert slope.dtype == dtype
+    assert jnp.isfinite(slope).all()
 
 
 # p, q, value, slope of p, slope of q
 HALF = 0.5 * np.log(2)
+RENYI = {a: lambda p, q, a=a: renyi_divergence(p, q, a) for a in (0.5, 2.0, INF)}
 EXTREME = [
     (kl_divergence, [1.0, 0.0], [0.5, 0.5], np.log(2), [np.log(2) + 1, -INF], [-2, 0]),
     (kl_divergence, [1.0, 0.0], [1.0, 0.0], 0.0, [1, INF], [-1, 0]),
@@ -98,6 +124,19 @@ EXTREME = [
     (js_divergence, [1.0, 0.0], [0.0, 1.0], np.log(2), [HALF, -INF], [-INF, HALF]),
     (js_divergence, [1.0, 0.0], [1.0, 0.0], 0.0, [0, HALF], [0, HALF]),
     (wasserstein1, [1.0, 0.0], [0.0, 1.0], 1.0, [1, 0], [-1, 0]),
+    # Of log(Σ p^α q^(1-α)) / (α - 1), where p or q is 0 and moves.
+    (RENYI[0.5], [1.0, 0.0], [0.5, 0.5], np.log(2), [-1, -INF], [-2, 0]),
+    (RENYI[2.0], [1.0, 0.0], [0.5, 0.5], np.log(2), [2, 0], [-2, 0]),
+    (RENYI[INF], [1.0, 0.0], [0.5, 0.5], np.log(2), [1, 0], [-2, 0]),
+    (RENYI[0.5], [1.0, 0.0], [1.0, 0.0], 0.0, [-1, 0], [-1, 0]),
+    (RENYI[2.0], [1.0, 0.0], [1.0, 0.0], 0.0, [2, INF], [-1, 0]),
+    (RENYI[INF], [1.0, 0.0], [1.0, 0.0], 0.0, [1, INF], [-1, 0]),
+    (RENYI[0.5], [0.5, 0.5], [1.0, 0.0], np.log(2), [-2, 0], [-1, -INF]),
+    (RENYI[2.0], [0.5, 0.5], [1.0, 0.0], INF, [0, 4], [0, -INF]),
+    (RENYI[INF], [0.5, 0.5], [1.0, 0.0], INF, [0, 2], [0, -INF]),
+    (RENYI[0.5], [1.0, 0.0], [0.0, 1.0], INF, [0, -INF], [-INF, 0]),
+    (RENYI[2.0], [1.0, 0.0], [0.0, 1.0], INF, [2, 0], [-INF, 0]),
+    (RENYI[INF], [1.0, 0.0], [0.0, 1.0], INF, [1, 0], [-INF, 0]),
 ]
 
 
@@ -183,10 +222,11 @@ def test_logits_at_the_extremes() -> None:
     h = scipy.special.entr(p).sum(-1)
     np.testing.assert_allclose(Categorical(z).entropy(), h, rtol=1e-6)
     np.testing.assert_allclose(kl(Categorical(z), Categorical(z)), np.zeros(4), atol=1e-7)
-    slope = jax.grad(lambda z: Categorical(z).entropy().sum())(z)
+    slope = jax.jit(jax.grad(lambda z: Categorical(z).entropy().sum()))(z)
     want = np.where(p > 0, -p * (np.log(np.where(p > 0, p, 1)) + h[:, None]), 0)
     np.testing.assert_allclose(slope, want, atol=1e-6)
-    for slope in jax.grad(lambda a, b: kl(Categorical(a), Categorical(b)).sum(), (0, 1))(z, z):
+    both = jax.grad(lambda a, b: kl(Categorical(a), Categorical(b)).sum(), (0, 1))
+    for slope in jax.jit(both)(z, z):
         np.testing.assert_allclose(slope, np.zeros((4, 3)), atol=1e-6)
     # exp(-200) is no float32; its logarithm is known all the same.
     far = kl(jnp.array([0.5, 0.5]), Categorical(jnp.array([0.0, -200.0])))
@@ -222,10 +262,12 @@ def test_slopes_of_closed_forms(kind: Any) -> None:
 
         with jax.enable_x64(True):
             wide = [np.float64(x) for x in at]
-            for i, found in enumerate(jax.grad(value, (0, 1, 2, 3))(*map(jnp.asarray, wide))):
+            run = jax.jit(value)
+            slopes = jax.jit(jax.grad(value, (0, 1, 2, 3)))(*wide)
+            for i, found in enumerate(slopes):
                 up, down = list(wide), list(wide)
                 up[i], down[i] = up[i] + 1e-6, down[i] - 1e-6
-                want = (value(*up) - value(*down)) / 2e-6
+                want = (run(*up) - run(*down)) / 2e-6
                 np.testing.assert_allclose(found, want, rtol=1e-7, atol=1e-9)
 
 
@@ -260,6 +302,10 @@ def test_what_has_no_closed_form_or_no_sense() -> None:
         kl(Normal(0.0, 1.0), Laplace(0.0, 1.0))
     with pytest.raises(InputError, match="cross_entropy has no closed form for Poisson"):
         cross_entropy(Poisson(jnp.zeros(2)), Poisson(jnp.zeros(2)))
+    # As outside of pytest, which checks types before the function does.
+    unchecked: Any = getattr(nll, "__wrapped__", nll)
+    with pytest.raises(InputError, match=r"dist must be one of Categorical, .*got float"):
+        unchecked(0.5, jnp.array(0.0))
     with pytest.raises(InputError, match=r"loc must be a scalar.*\(3,\) and y \(2,\)"):
         nll(Normal(jnp.zeros(3), 1.0), jnp.zeros(2))
 
@@ -293,11 +339,49 @@ def test_identities(a: list[float], b: list[float], label: int, shift: float) ->
     np.testing.assert_allclose(slope.sum(), 0, atol=1e-6)
 
 
+CONVEX = [
+    kl_divergence,
+    js_divergence,
+    wasserstein1,
+    lambda p, q: renyi_divergence(p, q, 0.5),
+    lambda p, q: renyi_divergence(p, q, 1.0),
+    # Above order 1 in q alone (van Erven and Harremoës, theorem 12).
+    lambda p, q: renyi_divergence(P[:1], q, 3.0) + 0 * p.sum(-1),
+    lambda p, q: cross_entropy(P[:1], q) + 0 * p.sum(-1),
+    lambda p, q: -entropy(p) + 0 * q.sum(-1),
+]
+
+
+@jax.jit
+def values_of_all(p: Array, q: Array) -> Array:
+    return jnp.concatenate([f(p[None], q[None]) for f in CONVEX])
+
+
+FIVE = st.lists(st.floats(0, 1, width=32), min_size=5, max_size=5).filter(lambda x: sum(x) > 0.01)
+
+
+@settings(deadline=None, max_examples=25)
+@given(FIVE, FIVE, FIVE, FIVE, st.floats(0, 1))
+def test_divergences_are_convex_in_both_together(
+    a: list[float], b: list[float], c: list[float], d: list[float], share: float
+) -> None:
+    (p, q), (r, s) = ([np.array(x) / sum(x) for x in pair] for pair in ((a, b), (c, d)))
+    between = [share * x + (1 - share) * y for x, y in ((p, r), (q, s))]
+    found, first, second = (
+        np.asarray(values_of_all(*(jnp.asarray(x, jnp.float32) for x in pair)), np.float64)
+        for pair in (between, (p, q), (r, s))
+    )
+    # An end of the chord that is infinite is above anything, also with a share of 0.
+    bound = np.isinf(first) | np.isinf(second)
+    chord = share * np.where(bound, 0, first) + (1 - share) * np.where(bound, 0, second)
+    assert (bound | (found <= chord + 1e-5 * (1 + np.abs(chord)))).all()
+
+
 def test_second_order_and_vmap() -> None:
     z = jnp.log(Q[0])
     q = Q64[0]
-    found = jax.hessian(lambda z: kl(P[0], Categorical(z)))(z)
+    found = jax.jit(jax.hessian(lambda z: kl(P[0], Categorical(z))))(z)
     np.testing.assert_allclose(found, np.diag(q) - np.outer(q, q), atol=1e-6)
-    found = jax.hessian(lambda p: -entropy(p))(P[0])
+    found = jax.jit(jax.hessian(lambda p: -entropy(p)))(P[0])
     np.testing.assert_allclose(found, np.diag(1 / P64[0]), rtol=1e-5)
     np.testing.assert_array_equal(jax.vmap(js_divergence)(P, Q), js_divergence(P, Q))

@@ -17,8 +17,8 @@ from jgraph.losses import huber, laplace_nll, mean, normal_nll, poisson_nll, stu
 
 mpmath.mp.dps = 50
 RELATIVE = 1e-6
-# log(scale) and constants are rounded at size 1 and may cancel against the distance.
-ABSOLUTE = 3e-7
+# The smallest float32 that isn't subnormal.
+SMALLEST = 1.2e-38
 
 M = mpmath.mpf
 
@@ -80,13 +80,18 @@ def test_value_and_slopes_equal_mpmath(
     want = [float(exact(*row)) for row in rows]
     arrays = [jnp.asarray(c) for c in columns]
     for run in (loss, jax.jit(loss)):
-        np.testing.assert_allclose(run(*arrays), want, rtol=RELATIVE, atol=ABSOLUTE)
-    slopes = jax.grad(lambda *a: loss(*a).sum(), tuple(range(moving)))(*arrays)
+        np.testing.assert_allclose(run(*arrays), want, rtol=RELATIVE, atol=SMALLEST)
+    slopes = jax.jit(jax.grad(lambda *a: loss(*a).sum(), tuple(range(moving))))(*arrays)
     for i, found in enumerate(slopes):
         orders = tuple(int(i == j) for j in range(len(rows[0])))
         wanted = [float(mpmath.diff(exact, tuple(row), orders, h=M(10) ** -20)) for row in rows]
-        # Of (1 - z²) / scale and log(1 + w²) - w², what cancels is as exact as its terms.
-        np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
+        floor = np.full(len(wanted), SMALLEST)
+        if loss is student_t_nll and i == 2:
+            # Towards df = ∞, the Normal, the slope is a difference of terms 1 / df; at df = 1 of
+            # terms of size 1 as well.
+            floor = 4e-7 * np.minimum(1, 1 / columns[2])
+        error = np.abs(np.asarray(found, np.float64) - wanted)
+        assert (error <= RELATIVE * np.abs(wanted) + floor).all(), (i, found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +216,17 @@ def test_scale_shapes_and_types() -> None:
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_and_empty(dtype: type) -> None:
     x = jnp.linspace(-2, 2, 9).astype(dtype)
+    y = jnp.arange(9)
     for loss in (normal_nll, laplace_nll, huber, poisson_nll):
-        y = jnp.arange(9)
-        found = loss(x, y)
+        run = jax.jit(
+            jax.value_and_grad(lambda x, y, f=loss: (f(x, y).sum(), f(x, y)), has_aux=True)
+        )
+        (_, found), slope = run(x, y)
         assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, loss(x.astype(jnp.float32), y))
-        assert jax.grad(lambda x, f=loss, y=y: f(x, y).sum())(x).dtype == dtype
+        assert slope.dtype == dtype
+        (_, wide), wide_slope = run(x.astype(jnp.float32), y)
+        np.testing.assert_array_equal(found, wide)
+        np.testing.assert_array_equal(slope, wide_slope.astype(dtype))
         assert loss(jnp.zeros(0), jnp.zeros(0)).shape == (0,)
 
 
@@ -225,22 +235,24 @@ def test_float64_is_kept() -> None:
         x, y = jnp.array([0.1]), jnp.array([0.4])
         assert x.dtype == jnp.float64
         want = float(normal(M(float(x[0])), M(float(y[0])), M(0.3)))
-        np.testing.assert_allclose(normal_nll(x, y, 0.3), [want], rtol=1e-14)
+        np.testing.assert_allclose(jax.jit(normal_nll)(x, y, 0.3), [want], rtol=1e-14)
         want = float(student(M(float(x[0])), M(float(y[0])), M(2.5), M(0.3)))
-        np.testing.assert_allclose(student_t_nll(x, y, 2.5, 0.3), [want], rtol=1e-13)
+        found = jax.jit(student_t_nll)(x, y, 2.5, 0.3)
+        np.testing.assert_allclose(found, [want], rtol=1e-13)
         want = float(poisson(M(float(x[0])), M(20)))
-        np.testing.assert_allclose(poisson_nll(x, jnp.array([20])), [want], rtol=1e-14)
+        found = jax.jit(poisson_nll)(x, jnp.array([20]))
+        np.testing.assert_allclose(found, [want], rtol=1e-14)
 
 
 def test_forward_mode_second_order_and_vmap() -> None:
     x, y = jnp.array([0.5, -2.0, 1.0]), jnp.array([0.0, 1.0, 1.0])
     np.testing.assert_allclose(
-        jax.hessian(lambda x: normal_nll(x, y, 2.0).sum())(x), np.eye(3) / 4, rtol=1e-6
+        jax.jit(jax.hessian(lambda x: normal_nll(x, y, 2.0).sum()))(x), np.eye(3) / 4, rtol=1e-6
     )
-    found = jax.hessian(lambda x: student_t_nll(x, y, 3.0).sum())(x)
+    found = jax.jit(jax.hessian(lambda x: student_t_nll(x, y, 3.0).sum()))(x)
     z2 = (np.asarray(x) - np.asarray(y)) ** 2
     np.testing.assert_allclose(found, np.diag(4 * (3 - z2) / (3 + z2) ** 2), rtol=2e-6, atol=1e-7)
-    found = jax.grad(jax.grad(lambda x: poisson_nll(x, jnp.array(3))))(jnp.array(0.5))
+    found = jax.jit(jax.grad(jax.grad(lambda x: poisson_nll(x, jnp.array(3)))))(jnp.array(0.5))
     np.testing.assert_allclose(found, np.exp(0.5), rtol=1e-6)
     _, slope = jax.jvp(lambda x: huber(x, y).sum(), (x,), (jnp.ones(3),))
     np.testing.assert_allclose(slope, 0.5 - 1.0, rtol=1e-6)
@@ -251,16 +263,22 @@ def test_forward_mode_second_order_and_vmap() -> None:
 FLOATS = st.floats(-50, 50, width=32)
 
 
+@jax.jit
+def four(x: Array, y: Array, delta: Array) -> list[Array]:
+    return [normal_nll(x, y), huber(x, y, 1e3), huber(x, y, delta), student_t_nll(x, y, 1e8)]
+
+
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=8), st.floats(0.125, 8, width=32))
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=8, max_size=8), st.floats(0.125, 8, width=32))
 def test_identities(pairs: list[tuple[float, float]], delta: float) -> None:
     x, y = (jnp.array(c, jnp.float32) for c in zip(*pairs, strict=True))
     error = np.asarray(x, np.float64) - np.asarray(y, np.float64)
+    gauss, wide, bounded, student_t = (np.asarray(v) for v in four(x, y, jnp.float32(delta)))
     # Normal NLL = MSE / 2 + const.
     half = 0.5 * error**2 + 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(normal_nll(x, y), half, rtol=RELATIVE)
+    np.testing.assert_allclose(gauss, half, rtol=RELATIVE)
     # Huber is squared error with a wide delta, delta times absolute error less a constant beyond.
-    np.testing.assert_allclose(huber(x, y, 1e3), 0.5 * error**2, rtol=RELATIVE, atol=1e-37)
-    assert (np.asarray(huber(x, y, delta)) <= 0.5 * error**2 * (1 + 1e-6) + 1e-37).all()
-    # Student's t with many degrees of freedom is Normal.
-    np.testing.assert_allclose(student_t_nll(x, y, 1e8), half, rtol=2e-4)
+    np.testing.assert_allclose(wide, 0.5 * error**2, rtol=RELATIVE, atol=1e-37)
+    assert (bounded <= 0.5 * error**2 * (1 + 1e-6) + 1e-37).all()
+    # Student's t with many degrees of freedom is Normal; its own tails differ by z⁴ / 4 df.
+    np.testing.assert_allclose(student_t, half, rtol=2e-4)
