@@ -11,30 +11,37 @@ from jgraph._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jgraph import data as data
+    from jgraph import graph as graph
     from jgraph import hub as hub
     from jgraph import losses as losses
     from jgraph import models as models
     from jgraph import train as train
     from jgraph._errors import InputError as InputError
     from jgraph._errors import PictureError as PictureError
+    from jgraph._errors import RetraceError as RetraceError
     from jgraph._finetune import Run as Run
     from jgraph._finetune import finetune as finetune
     from jgraph._finetune import load_run as load_run
+    from jgraph.graph import Graph as Graph
+    from jgraph.graph import function as function
     from jgraph.train import EvalSpec as EvalSpec
     from jgraph.train import TrainSpec as TrainSpec
     from jgraph.train import evaluate as evaluate
     from jgraph.train import train_and_evaluate as train_and_evaluate
 
-_MODULES = ("data", "hub", "losses", "models", "train")
+_MODULES = ("data", "graph", "hub", "losses", "models", "train")
 
 _ATTRIBUTES = {
     "EvalSpec": "jgraph.train",
+    "Graph": "jgraph.graph",
     "InputError": "jgraph._errors",
     "PictureError": "jgraph._errors",
+    "RetraceError": "jgraph._errors",
     "Run": "jgraph._finetune",
     "TrainSpec": "jgraph.train",
     "evaluate": "jgraph.train",
     "finetune": "jgraph._finetune",
+    "function": "jgraph.graph",
     "load_run": "jgraph._finetune",
     "train_and_evaluate": "jgraph.train",
 }

@@ -29,3 +29,7 @@ class ModuleWeightsError(InputError):
 
 class UnsafeModuleError(InputError):
     """A weight file names or needs something other than plain tensors."""
+
+
+class RetraceError(InputError):
+    """A function was traced or compiled more often than `max_graphs` allows; it says why."""

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import jgraph
+from jgraph._cli._interrupt import interrupts_that_arrive
 
 ROOT = Path(jgraph.__file__).parents[1]
 
@@ -63,3 +65,30 @@ def test_ctrl_c(program, sign, size, copied, compiled):
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     assert sorted(os.listdir("runs")) == ["latest", "pictures-001"]
     assert os.readlink("runs/latest") == "pictures-001"
+
+
+def test_an_interrupt_in_a_callback_that_drops_exceptions_arrives_later():
+    # JAX's name for its callback at garbage collections, where Python drops what is raised.
+    def _xla_gc_callback():
+        signal.raise_signal(signal.SIGINT)
+        return "went on"
+
+    def run():
+        with interrupts_that_arrive():
+            assert _xla_gc_callback() == "went on"
+            threading.Event().wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_ones_own_is_left_alone():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append("mine"))
+    try:
+        with interrupts_that_arrive():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["mine"]

@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jgraph._eager import jit_is_off
 from jgraph.data import Batch, Pictures
+from jgraph.graph import function
 from jgraph.models import Classifier
 
 Method = Callable[[Classifier, Array], Array]
@@ -33,12 +33,13 @@ class Forward:
     """
 
     def __init__(self, model: Classifier, method: Method) -> None:
-        graphdef, self._state = nnx.split(model)
+        # A twin: it holds the present weights, whatever becomes of the model's.
+        self._model = nnx.merge(*nnx.split(model))
 
-        def forward(state: Any, pictures: Array) -> Array:
-            return method(nnx.merge(graphdef, state), pictures)
+        def forward(model: Classifier, pictures: Array) -> Array:
+            return method(model, pictures)
 
-        self._forward = jax.jit(forward)
+        self._forward = function(forward)
 
     def __call__(
         self, pictures: Pictures, on_batch: Callable[[int], object] = lambda count: None
@@ -87,7 +88,7 @@ class Forward:
         return done
 
     def _rows(self, pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(self._forward(self._state, jnp.asarray(pictures)))
+        return np.asarray(self._forward(self._model, jnp.asarray(pictures)))
 
 
 def _programs(batch_size: int) -> int:

@@ -66,6 +66,7 @@ def write_report(
     scores: Sequence[Score],
     curves: Sequence[CurveRow],
     pictures: Sequence[Path],
+    network: str,
     next_commands: Sequence[str],
     notices: Sequence[str],
 ) -> None:
@@ -81,6 +82,7 @@ def write_report(
         curves: in the order of training; may be empty.
         pictures: N files, the one behind each row of `scores[0]`; one that cannot be decoded is
             shown as a placeholder.
+        network: an SVG file's text, the picture of the network; "" for none.
         next_commands: shell commands a person may want next.
         notices: what a person should know before trusting the figures.
 
@@ -103,6 +105,7 @@ def write_report(
         _confusions(scores[0]),
         _classes(scores[0]),
         _pictures(scores[0], pictures),
+        _network(network),
         _next(next_commands),
     ]
     template = importlib.resources.files("jgraph._finetune").joinpath("report.html")
@@ -115,6 +118,20 @@ def write_report(
 def _section(heading: str, body: str, lead: str = "") -> str:
     lead = f'<p class="lead">{lead}</p>' if lead else ""
     return f"<section><h2>{heading}</h2>{lead}{body}</section>"
+
+
+def _network(svg: str) -> str:
+    if not svg:
+        return ""
+    # As a picture of its own: the style rules of one SVG would reach the others on the page.
+    data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
+    image = f'<img alt="The network, part by part" src="data:image/svg+xml;base64,{data}">'
+    return _section(
+        "Network",
+        f'<div class="network" tabindex="0" role="region" aria-label="Network">{image}</div>',
+        "From a picture to the logits: what each part makes, holds and costs. Scroll to see all; "
+        "<code>jgraph draw</code> makes a page whose parts open.",
+    )
 
 
 def _set_phrase(name: str) -> str:

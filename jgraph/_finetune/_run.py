@@ -17,10 +17,12 @@ from PIL import Image
 from jgraph import hub, models
 from jgraph._errors import InputError, ModuleFormatError, PictureError
 from jgraph._finetune._inference import Forward
+from jgraph._finetune._network import network_graph
 from jgraph._finetune._score import Score
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean_path
 from jgraph.data import Pictures, PictureSource, find_splits, list_pictures
+from jgraph.graph import Graph
 from jgraph.models import Classifier
 
 _FILES = ("config.json", "metrics.json", "split.json")
@@ -82,7 +84,17 @@ class Run:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         self.class_names: tuple[str, ...] = model.class_names
         self.skipped: dict[str, str] = {}
+        self._network: str = manifest["network"]["name"]
         self._logits = Forward(model, Classifier.__call__)
+
+    @property
+    def network(self) -> str:
+        """The name of its backbone, as `jgraph.models.create` takes it."""
+        return self._network
+
+    def graph(self) -> Graph:
+        """Return the graph of its network, from one picture to logits: to draw, cost, export."""
+        return network_graph(self.model)
 
     def predict(
         self,

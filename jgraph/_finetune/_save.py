@@ -18,6 +18,7 @@ from jgraph import hub, models
 from jgraph._errors import ModuleFormatError
 from jgraph._finetune._card import card
 from jgraph._finetune._corpus import Corpus
+from jgraph._finetune._network import network_graph
 from jgraph._finetune._report import CurveRow, write_report
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
@@ -151,6 +152,8 @@ def _write(finished: Finished, folder: Path) -> Path:
         _write_json(unfinished / "metrics.json", {**headline, "others": others})
         _write_json(unfinished / "config.json", _config(finished))
         _write_json(unfinished / "split.json", _split(finished.corpus))
+        picture = unfinished / "network.svg"
+        network_graph(model).draw(picture, title=finished.settings.backbone)
         write_report(
             unfinished / "report.html",
             title=folder.name,
@@ -158,6 +161,7 @@ def _write(finished: Finished, folder: Path) -> Path:
             scores=finished.scores,
             curves=finished.curves,
             pictures=finished.pictures,
+            network=picture.read_text("utf-8"),
             next_commands=finished.next_commands(folder),
             notices=finished.notices,
         )

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from jgraph._errors import InputError
+from jgraph.graph import function, module_scopes
 from jgraph.train._batches import Prefetch
 from jgraph.train._objective import LossFn, Measured, measure
 from jgraph.train._state import Binding, Leaves, bind
@@ -89,10 +90,12 @@ def _compiled(
     if key not in programs:
         alive = weakref.ref(fn)
 
-        def run(params: Leaves, rest: Leaves, batch: Any) -> Measured:
-            function = alive()
-            assert function is not None, "the caller holds the function while it runs"
-            return measure_fn(function, binding.merge(params, rest, train=False), batch)
+        def evaluate(params: Leaves, rest: Leaves, batch: Any) -> Measured:
+            fn = alive()
+            assert fn is not None, "the caller holds the function while it runs"
+            model = binding.merge(params, rest, train=False)
+            with module_scopes([("model", model)]):
+                return measure_fn(fn, model, batch)
 
-        programs[key] = jax.jit(run)
+        programs[key] = function(evaluate)
     return programs[key]

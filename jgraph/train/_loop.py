@@ -18,7 +18,7 @@ from jgraph.train._evaluate import evaluate_leaves
 from jgraph.train._objective import LossFn, Measured, measure_loss
 from jgraph.train._specs import EvalSpec, TrainResult, TrainSpec
 from jgraph.train._state import bind, check_trainable
-from jgraph.train._step import Health, Stepped, Stepper
+from jgraph.train._step import Health, Stepper
 
 # Steps handed to the device before the oldest must have ended: enough to keep it busy, few enough
 # that the batches they hold fit.
@@ -150,7 +150,6 @@ class _Run:
         self._binding, params, rest = bind(model, trainable)
         check_trainable(model, self._binding, params)
         self._stepper = Stepper(self._binding, loss_fn, optimizer, params, rest)
-        self._latest: deque[Stepped] = deque(maxlen=1)
         self._in_flight: deque[Health] = deque()
         self._pending: tuple[int, Measured, Health] | None = None
         self._history: list[dict[str, Any]] = []
@@ -162,14 +161,8 @@ class _Run:
 
     def advance(self, step: int, batch: Any) -> None:
         """Take a step; log and evaluate where they are due."""
-        if not self._latest:
-            self._latest.append(self._stepper.start(batch))
-        leaves, _ = self._latest[-1]
-        # One call from C to C: Ctrl-C is raised between two lines of Python, and between a call
-        # and an assignment it would lose the new state after the old one was donated.
-        self._latest.extend(map(self._stepper.step, (leaves,), (batch,)))
+        health = self._stepper.step(batch)
         self._steps = step
-        health = Health(*self._latest[-1][1])
         self._in_flight.append(health)
         if len(self._in_flight) > _MAX_IN_FLIGHT:
             jax.block_until_ready(self._in_flight.popleft())
@@ -187,9 +180,9 @@ class _Run:
 
     def write_back(self) -> None:
         """Give the model the latest state."""
-        if self._latest:
-            leaves = jax.block_until_ready(self._latest[-1][0])
-            self._binding.write_back(self._model, *self._stepper.model_leaves(leaves))
+        if self._stepper.started:
+            leaves = jax.block_until_ready(self._stepper.model_leaves())
+            self._binding.write_back(self._model, *leaves)
 
     def rescue(self, error: BaseException) -> None:
         """Give the model the latest state although the run failed."""
@@ -202,9 +195,7 @@ class _Run:
             )
 
     def _close_window(self, step: int, health: Health) -> None:
-        leaves, _ = self._latest[-1]
-        window, leaves = self._stepper.take_window(leaves)
-        self._latest.append((leaves, health))
+        window = self._stepper.take_window()
         self._flush()
         self._pending = step, window, health
 
@@ -221,7 +212,7 @@ class _Run:
             callback.on_log(step, row)
 
     def _evaluate(self, step: int, name: str) -> None:
-        params, rest = self._stepper.model_leaves(self._latest[-1][0])
+        params, rest = self._stepper.model_leaves()
         data = self._evals[name].data
         numbers = evaluate_leaves(self._loss_fn, measure_loss, self._binding, params, rest, data)
         row = {"step": step, "set": name, **numbers}

@@ -1,16 +1,18 @@
-"""One training step as a function of flat arrays: gradients, update, sums, and a guard."""
+"""One training step on a flat carry: gradients, update, sums, and a guard."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jgraph._eager import jit_is_off
+from jgraph.graph import function, module_scopes
 from jgraph.train._objective import LossFn, Measured, measure_loss
 from jgraph.train._state import Binding, Leaves, own
 
@@ -31,16 +33,13 @@ class Carry(NamedTuple):
     health: Health
 
 
-Stepped: TypeAlias = tuple[Leaves, Health]
-
-
 class Stepper:
     """The step of one model, loss function and optimizer.
 
-    `step(leaves, batch)` takes the carry as a flat tuple, donated, and gives the next one and a
-    copy of its health, which isn't donated to the step after. A step whose loss or update isn't
-    finite changes nothing but the health, and so do all that follow it: the state is the one
-    after the last good step.
+    The carry is a flat tuple of arrays in one Variable: a step overwrites its memory, and whatever
+    interrupts the step, the Variable holds a whole carry. A step whose loss or update isn't finite
+    changes nothing but the health, and so do all that follow it: the state is the one after the
+    last good step.
 
     Args:
         binding: how leaves make the model.
@@ -67,10 +66,28 @@ class Stepper:
             opt_state = self._optimizer.init(binding.params.nest(self._params))
         self._opt_leaves, self._opt_structure = jax.tree.flatten(opt_state)
         self._structure: Any = None
-        # Plain tuples in and out: neither flattening nor unflattening them runs Python.
-        self.step = jax.jit(self._flat_step, donate_argnums=0)
+        self._carry: nnx.Variable[Leaves] | None = None
 
-    def start(self, batch: Any) -> Stepped:
+        def train_step(carry: nnx.Variable[Leaves], batch: Any) -> tuple[Array, ...]:
+            new = self._step(self._unflatten(carry.get_raw_value()), batch)
+            carry.set_raw_value(self._flatten(new))
+            # A copy of the health, since the next step overwrites the carry.
+            return tuple(new.health)
+
+        self.compiled = function(train_step, donate="state")
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a carry."""
+        return self._carry is not None
+
+    def step(self, batch: Any) -> Health:
+        """Take a step; the first one makes the carry."""
+        if self._carry is None:
+            self._carry = nnx.Variable(self._start(batch))
+        return Health(*self.compiled(self._carry, batch))
+
+    def _start(self, batch: Any) -> Leaves:
         """Return the carry before the first step; `batch` tells which sums there are."""
         state = (*self._params, *self._rest, *map(own, self._opt_leaves))
         if jit_is_off():
@@ -80,16 +97,22 @@ class Stepper:
             arguments = self._params, self._rest, batch
             window = _zeros(jax.eval_shape(lambda *a: self._forward(*a)[1][0], *arguments))
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
-        return self._flatten(Carry(state, window, health)), health
+        return self._flatten(Carry(state, window, health))
 
-    def model_leaves(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
-        """Return the leaves of the trainable Params and of the other Variables."""
-        return self._unpack(leaves)[:2]
+    def model_leaves(self) -> tuple[Leaves, Leaves]:
+        """Return the leaves of the trainable Params and of the other Variables, as they are."""
+        return self._unpack(self._variable().get_raw_value())[:2]
 
-    def take_window(self, leaves: Leaves) -> tuple[Measured, Leaves]:
-        """Return the window's sums, and the carry with empty sums in their place."""
-        carry = self._unflatten(leaves)
-        return carry.window, self._flatten(carry._replace(window=_zeros(carry.window)))
+    def take_window(self) -> Measured:
+        """Return the window's sums, and begin another window."""
+        variable = self._variable()
+        carry = self._unflatten(variable.get_raw_value())
+        variable.set_raw_value(self._flatten(carry._replace(window=_zeros(carry.window))))
+        return carry.window
+
+    def _variable(self) -> nnx.Variable[Leaves]:
+        assert self._carry is not None, "there is a carry from the first step on"
+        return self._carry
 
     def _flatten(self, carry: Carry) -> Leaves:
         leaves, self._structure = jax.tree.flatten(carry)
@@ -107,12 +130,9 @@ class Stepper:
         self, params: Leaves, rest: Leaves, batch: Any
     ) -> tuple[Float[Array, ""], tuple[Measured, Leaves]]:
         model = self._binding.merge(params, rest, train=True)
-        measured = measure_loss(self._loss_fn, model, batch)
+        with module_scopes([("model", model)]):
+            measured = measure_loss(self._loss_fn, model, batch)
         return measured.objective(), (measured, self._binding.read_rest(model, rest))
-
-    def _flat_step(self, leaves: Leaves, batch: Any) -> tuple[Leaves, Leaves]:
-        carry = self._step(self._unflatten(leaves), batch)
-        return self._flatten(carry), tuple(carry.health)
 
     def _step(self, carry: Carry, batch: Any) -> Carry:
         params, rest, opt_leaves = self._unpack(carry.state)
@@ -121,7 +141,7 @@ class Stepper:
         tree = self._binding.params.nest(params)
         opt_state = jax.tree.unflatten(self._opt_structure, opt_leaves)
         # Strict promotion is the user's choice for their code; optax isn't written to it.
-        with jax.numpy_dtype_promotion("standard"):
+        with jax.numpy_dtype_promotion("standard"), jax.named_scope("optimizer"):
             updates, opt_state = self._optimizer.update(
                 self._binding.params.nest(gradients), opt_state, tree, value=loss
             )

@@ -82,6 +82,7 @@ def write(path: Path, score: Score, **changes) -> Page:
         "scores": [score],
         "curves": [],
         "pictures": [path.parent / "none" / f"{i}.jpg" for i in range(score.count)],
+        "network": "",
         "next_commands": ["jgraph predict runs/pets-001 cat.jpg"],
         "notices": [],
     }
@@ -377,3 +378,14 @@ def test_text_has_the_contrast_wcag_asks_for(scheme):
     for fill in ("blue", "orange"):
         cell = strongest * colors[fill] + (1 - strongest) * colors["raised"]
         assert contrast(colors["ink"], cell) >= 4.5, fill
+
+
+def test_the_network_is_a_picture_of_its_own(tmp_path):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><style>text{fill:red}</style></svg>'
+    page = write(tmp_path / "r.html", score_of([[3, 1], [1, 3]]), network=svg)
+    (image,) = [x for x in page.having("img") if x["alt"].startswith("The network")]
+    kind, _, data = image["src"].partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(data).decode() == svg
+    assert "fill:red" not in (tmp_path / "r.html").read_text("utf-8")
+    assert "Network" not in write(tmp_path / "r.html", score_of([[3, 1], [1, 3]])).text

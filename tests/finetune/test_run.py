@@ -144,7 +144,15 @@ def test_a_latest_whose_run_is_gone(workplace):
         jg.load_run("runs/latest")
 
 
-NAMES = ("README.md", "config.json", "metrics.csv", "metrics.json", "report.html", "split.json")
+NAMES = (
+    "README.md",
+    "config.json",
+    "metrics.csv",
+    "metrics.json",
+    "network.svg",
+    "report.html",
+    "split.json",
+)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "weights.safetensors"])

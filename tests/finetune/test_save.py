@@ -53,7 +53,7 @@ def test_with_out_nothing_is_numbered(few):
 def test_a_run_holds_these_files(few):
     folder = jg.finetune(few, verbose=False).folder
     figures = ["README.md", "config.json", "metrics.csv", "metrics.json"]
-    others = ["module.json", "report.html", "split.json", "weights.safetensors"]
+    others = ["module.json", "network.svg", "report.html", "split.json", "weights.safetensors"]
     assert sorted(os.listdir(folder)) == figures + others
     manifest = json.loads((folder / "module.json").read_text("utf-8"))
     assert sorted([*manifest["files"], "module.json"]) == sorted(os.listdir(folder))

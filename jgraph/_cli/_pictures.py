@@ -1,154 +1,43 @@
-"""The `jgraph` command."""
+"""The commands on pictures: finetune, predict, evaluate."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import io
 import json
-import os
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from jgraph._cli._parser import Parser, number, whole
 from jgraph._errors import InputError
-from jgraph._suggest import did_you_mean, did_you_mean_path
-from jgraph._version import __version__
+from jgraph._suggest import did_you_mean_path
 
 if TYPE_CHECKING:
     from jgraph._finetune import Prediction, Run
 
-_EXAMPLES = {
-    "jgraph": """\
-  jgraph finetune                            the embedded demo pictures
-  jgraph finetune pictures/                  your own: pictures/CLASS/NAME.jpg
-  jgraph predict runs/latest photo.jpg       what is on the photo?
-  jgraph evaluate runs/latest more/ --json   how good is it on other pictures?""",
-    "finetune": """\
+FINETUNE = """\
   jgraph finetune
   jgraph finetune pictures/
   jgraph finetune pictures/ --unfreeze last:2 --epochs 5
-  jgraph finetune pictures/ --out my-classifier --seed 1""",
-    "predict": """\
+  jgraph finetune pictures/ --out my-classifier --seed 1"""
+PREDICT = """\
   jgraph predict runs/latest photo.jpg
   jgraph predict runs/latest photos/ --top 3
   jgraph predict runs/latest photos/ --csv predictions.csv
-  jgraph predict runs/latest a.jpg b.jpg --json""",
-    "evaluate": """\
+  jgraph predict runs/latest a.jpg b.jpg --json"""
+EVALUATE = """\
   jgraph evaluate runs/latest pictures/test
-  jgraph evaluate runs/latest pictures/test --json""",
-}
+  jgraph evaluate runs/latest pictures/test --json"""
 
 
-# The disk is full, a quota is, or a file may not grow further.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Help that opens with examples, errors in one sentence."""
-
-    def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-        self.examples = examples
-
-    def format_help(self) -> str:
-        return f"Examples:\n{self.examples}\n\n{super().format_help()}"
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-    @property
-    def options(self) -> list[str]:
-        return [option for action in self._actions for option in action.option_strings]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; None takes the process's own.
-
-    Returns:
-        The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
-        130 after Ctrl-C.
-    """
-    # Names of files needn't be text, and a terminal needn't know every letter.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        args = _parse(sys.argv[1:] if argv is None else list(argv))
-        code = args.run(args)
-        # Now, where a reader that has gone is still met by the lines below.
-        sys.stdout.flush()
-        return code
-    except InputError as error:
-        print(f"jgraph: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader, such as head, has seen enough; the interpreter must not flush into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        advice = "; make room, or write to another disk, and try again"
-        print(
-            f"jgraph: {error.strerror or error}{where}; nothing half-written is left, earlier "
-            f"files are as they were{advice if error.errno in _NO_ROOM else ''}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\njgraph: stopped; nothing half-written is left, earlier files are as they were",
-            file=sys.stderr,
-        )
-        return 130
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="jgraph",
-        examples=_EXAMPLES["jgraph"],
-        description="Fine-tune pretrained networks on your own pictures, and use the result.",
-    )
-    parser.add_argument("--version", action="version", version=f"jgraph {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="command", parser_class=_Parser
-    )
-    made = {
-        "finetune": _add_finetune(commands),
-        "predict": _add_predict(commands),
-        "evaluate": _add_evaluate(commands),
-    }
-    if not argv:
-        parser.print_help()
-        raise SystemExit(0)
-    if not argv[0].startswith("-") and argv[0] not in made:
-        raise InputError(
-            f"the command must be one of {', '.join(made)}, got {argv[0]!r}"
-            f"{did_you_mean(argv[0], made)}"
-        )
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        owner = made.get(args.command, parser)
-        name = unknown[0].split("=")[0]
-        raise InputError(
-            f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "
-            f"(see {owner.prog} --help)"
-        )
-    if args.command is None:
-        parser.error(f"name a command: {', '.join(made)}")
-    return args
-
-
-def _add_finetune(commands: Any) -> _Parser:
+def add_finetune(commands: Any) -> Parser:
     parser = commands.add_parser(
         "finetune",
-        examples=_EXAMPLES["finetune"],
+        examples=FINETUNE,
         help="make a classifier from a folder of pictures",
         description="Make a picture classifier from a pretrained network and a folder of pictures.",
     )
@@ -173,7 +62,7 @@ def _add_finetune(commands: Any) -> _Parser:
     )
     add(
         "--epochs",
-        type=_whole,
+        type=whole,
         default=5,
         metavar="N",
         help="passes over the data while unfrozen (default: %(default)s)",
@@ -181,13 +70,13 @@ def _add_finetune(commands: Any) -> _Parser:
     _add_batch_size(parser)
     add(
         "--learning-rate",
-        type=_number,
+        type=number,
         default=1e-3,
         metavar="X",
         help="peak rate of the head while unfrozen; the backbone has a tenth (default: 0.001)",
     )
-    add("--image-size", type=_whole, metavar="PX", help="side the network sees; left out: its own")
-    add("--seed", type=_whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
+    add("--image-size", type=whole, metavar="PX", help="side the network sees; left out: its own")
+    add("--seed", type=whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
     _add_on_bad_picture(parser)
     add("--debug", action="store_true", help="run without jit, so that breakpoints stop")
@@ -195,17 +84,17 @@ def _add_finetune(commands: Any) -> _Parser:
     return parser
 
 
-def _add_predict(commands: Any) -> _Parser:
+def add_predict(commands: Any) -> Parser:
     parser = commands.add_parser(
         "predict",
-        examples=_EXAMPLES["predict"],
+        examples=PREDICT,
         help="classify pictures with a run",
         description="Classify pictures. Files that are no pictures are named, the rest goes on.",
     )
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
     add("pictures", nargs="+", metavar="PICTURE|FOLDER", help="files, and folders of files")
-    add("--top", type=_whole, default=5, metavar="K", help="classes per picture (default: 5)")
+    add("--top", type=whole, default=5, metavar="K", help="classes per picture (default: 5)")
     add("--json", action="store_true", help="print JSON")
     add("--csv", metavar="FILE", help="write picture, rank, label, probability to FILE")
     _add_batch_size(parser)
@@ -213,10 +102,10 @@ def _add_predict(commands: Any) -> _Parser:
     return parser
 
 
-def _add_evaluate(commands: Any) -> _Parser:
+def add_evaluate(commands: Any) -> Parser:
     parser = commands.add_parser(
         "evaluate",
-        examples=_EXAMPLES["evaluate"],
+        examples=EVALUATE,
         help="measure a run on pictures",
         description="Measure a run on a folder of pictures of its classes.",
     )
@@ -230,37 +119,23 @@ def _add_evaluate(commands: Any) -> _Parser:
     return parser
 
 
-def _add_batch_size(parser: _Parser) -> None:
+def _add_batch_size(parser: Parser) -> None:
     parser.add_argument(
         "--batch-size",
-        type=_whole,
+        type=whole,
         default=32,
         metavar="N",
         help="pictures per step (default: %(default)s)",
     )
 
 
-def _add_on_bad_picture(parser: _Parser) -> None:
+def _add_on_bad_picture(parser: Parser) -> None:
     parser.add_argument(
         "--on-bad-picture",
         choices=("skip", "stop"),
         default="skip",
         help="what to do with a file that can't be read (default: %(default)s)",
     )
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def _finetune(args: argparse.Namespace) -> int:
@@ -381,7 +256,3 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _name_skipped(run: Run) -> None:
     for reason in run.skipped.values():
         print(f"jgraph: left out: {reason}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The `jgraph` command."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from jgraph._cli._graphs import add_draw, add_inspect
+from jgraph._cli._interrupt import interrupts_that_arrive
+from jgraph._cli._parser import Parser
+from jgraph._cli._pictures import add_evaluate, add_finetune, add_predict
+from jgraph._errors import InputError
+from jgraph._suggest import did_you_mean
+from jgraph._version import __version__
+
+EXAMPLES = """\
+  jgraph finetune                            the embedded demo pictures
+  jgraph finetune pictures/                  your own: pictures/CLASS/NAME.jpg
+  jgraph predict runs/latest photo.jpg       what is on the photo?
+  jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
+  jgraph draw runs/latest network.html       what does its network look like?"""
+
+
+# The disk is full, a quota is, or a file may not grow further.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
+        130 after Ctrl-C.
+    """
+    # Names of files needn't be text, and a terminal needn't know every letter.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        with interrupts_that_arrive():
+            code = args.run(args)
+        # Now, where a reader that has gone is still met by the lines below.
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"jgraph: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        advice = "; make room, or write to another disk, and try again"
+        print(
+            f"jgraph: {error.strerror or error}{where}; nothing half-written is left, earlier "
+            f"files are as they were{advice if error.errno in _NO_ROOM else ''}",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\njgraph: stopped; nothing half-written is left, earlier files are as they were",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="jgraph",
+        examples=EXAMPLES,
+        description="Fine-tune pretrained networks on your own pictures, and use the result.",
+    )
+    parser.add_argument("--version", action="version", version=f"jgraph {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=Parser
+    )
+    made = {
+        "finetune": add_finetune(commands),
+        "predict": add_predict(commands),
+        "evaluate": add_evaluate(commands),
+        "draw": add_draw(commands),
+        "inspect": add_inspect(commands),
+    }
+    if not argv:
+        parser.print_help()
+        raise SystemExit(0)
+    if not argv[0].startswith("-") and argv[0] not in made:
+        raise InputError(
+            f"the command must be one of {', '.join(made)}, got {argv[0]!r}"
+            f"{did_you_mean(argv[0], made)}"
+        )
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        owner = made.get(args.command, parser)
+        name = unknown[0].split("=")[0]
+        raise InputError(
+            f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "
+            f"(see {owner.prog} --help)"
+        )
+    if args.command is None:
+        parser.error(f"name a command: {', '.join(made)}")
+    return args

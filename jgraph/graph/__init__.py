@@ -1,0 +1,9 @@
+"""Compiled graphs: trace a function once, run it, ask why it was traced, see it."""
+
+from jgraph._errors import RetraceError as RetraceError
+from jgraph.graph._function import Function as Function
+from jgraph.graph._function import function as function
+from jgraph.graph._graph import Graph as Graph
+from jgraph.graph._graph import Memory as Memory
+from jgraph.graph._ops import Op as Op
+from jgraph.graph._scopes import module_scopes as module_scopes

@@ -1,0 +1,150 @@
+"""Finds, for a call, the bound objects and the program: quickly where they were seen before."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jgraph._errors import InputError
+from jgraph.graph._arguments import Parameters, Sorted
+from jgraph.graph._binding import Binding
+from jgraph.graph._bound import Bound
+from jgraph.graph._captured import Captured
+from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
+
+_MOST_BOUND = 64
+_MOST_PROGRAMS = 256
+
+
+class Binder:
+    """The bindings and programs of one function.
+
+    Args:
+        fn: the function.
+        name: its name, for errors.
+        parameters: its signature.
+        donate: names of arguments whose memory calls may overwrite; "state" for all objects.
+        on_trace: see `Program`.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        parameters: Parameters,
+        donate: frozenset[str],
+        on_trace: Callable[[Program, Traced], None],
+    ) -> None:
+        self._fn, self._name, self._parameters = fn, name, parameters
+        self._donate, self._on_trace = donate, on_trace
+        self._captured = Captured(fn)
+        self._lock = threading.RLock()
+        self._bound: OrderedDict[Any, Bound] = OrderedDict()
+        self._programs: OrderedDict[Any, Program] = OrderedDict()
+
+    def objects(self, call: Sorted) -> list[Any]:
+        """Return a call's objects, and those the function reads from outside."""
+        return [*call.objects, *self._captured.objects()] if self._captured else call.objects
+
+    def constants(self) -> set[int]:
+        """Return the ids of arrays that the function reads from outside as such."""
+        return self._captured.constants()
+
+    def bound(self, call: Sorted, objects: list[Any]) -> Bound:
+        """Return the objects of a call, bound; those seen before only if nothing changed."""
+        key = tuple(map(id, objects)), call.layout
+        found = self._bound.get(key)
+        if found is not None and found.binding.holds():
+            return found
+        with self._lock:
+            found = self._bound[key] = self.bind(call, key)
+            while len(self._bound) > _MOST_BOUND:
+                self._bound.popitem(last=False)
+        return found
+
+    def bind(self, call: Sorted, key: Any = None) -> Bound:
+        """Bind the objects of a call; without a key they are those of an outer trace.
+
+        Raises:
+            InputError: an argument can't be traced, or a Variable can't be bound.
+            NestedObjectsError: a container among the arrays holds objects.
+        """
+        with self._lock:
+            self._captured.look_again()
+            objects = self.objects(call)
+            labels = self._parameters.labels(call.layout).objects
+            labels = [*labels, *self._captured.names(taken=labels)]
+            bound = self._bound
+
+            def forget() -> None:
+                bound.pop(key, None)
+
+            binding = Binding(objects, labels, forget)
+            program = self._program(binding, call, inside=key is None)
+            return Bound(binding, program)
+
+    def _program(self, binding: Binding, call: Sorted, *, inside: bool) -> Program:
+        identity = binding.structure, call.layout, binding.labels, inside
+        program = self._programs.pop(identity, None)
+        if program is None:
+            self._check_arrays(call)
+            interface = Interface(
+                call.layout,
+                binding.structure,
+                binding.labels,
+                len(call.objects),
+                tuple(binding.roots),
+                tuple(binding.paths),
+                tuple(v is not None for v in binding.variables),
+                inside,
+            )
+            program = Program(self._fn, self._captured, interface, self._on_trace)
+            if self._donate and not inside:
+                self._choose_donated(program, binding, call)
+        self._programs[identity] = program
+        while len(self._programs) > _MOST_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
+
+    def _choose_donated(self, program: Program, binding: Binding, call: Sorted) -> None:
+        """Donate the leaves that the first trace changes, of the objects that may be."""
+        leaves = binding.read()
+        traced = program.trace(leaves, call.arrays)
+        every = "state" in self._donate
+        # Who else holds an array inside of a pytree can't be counted.
+        changed = [
+            i
+            for i in traced.plan.changed
+            if isinstance(leaves[i], jax.Array)
+            and (every or binding.labels[binding.roots[i]] in self._donate)
+        ]
+        labels = self._parameters.labels(call.layout).arrays
+        arrays = [i for i, x in enumerate(labels) if isinstance(x, str) and x in self._donate]
+        program.donate(changed, arrays)
+
+    def _check_arrays(self, call: Sorted) -> None:
+        if self._parameters.find_nested(call.layout, call.arrays):
+            raise NestedObjectsError
+        self.check_traceable(call)
+
+    def check_traceable(self, call: Sorted) -> None:
+        """Raise where an argument is neither array nor object nor static.
+
+        Raises:
+            InputError: it names the argument.
+        """
+        paths = self._parameters.labels(call.layout).paths(call.arrays)
+        for path, x in zip(paths, jax.tree.leaves(call.arrays), strict=True):
+            try:
+                jax.typeof(x)
+            except TypeError:
+                argument = path.partition("[")[0]
+                raise InputError(
+                    f"{self._name}: arguments must be arrays, numbers, NNX objects or pytrees of "
+                    f"them, and {path} is the {type(x).__name__} {x!r:.60}; to choose code by it "
+                    f"write jg.function(static={argument!r})"
+                ) from None

@@ -1,0 +1,122 @@
+"""Objects together with the program for their structure: what a call reads, runs and writes."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jgraph._errors import InputError
+from jgraph.graph._binding import Binding
+from jgraph.graph._nnx import read_variable, restructure, write_variable
+from jgraph.graph._program import Mark, Plan, Program, Update
+
+
+class Bound:
+    """A binding and its program.
+
+    Args:
+        binding: the objects' leaves.
+        program: compiled for their structure.
+    """
+
+    __slots__ = ("_donated", "_kept", "_written", "binding", "program")
+
+    def __init__(self, binding: Binding, program: Program) -> None:
+        self.binding, self.program = binding, program
+        self._donated = [binding.variables[i] for i in program.donated]
+        kept = [binding.variables[i] for i in program.kept]
+        self._kept = None if any(v is None for v in kept) else kept
+        self._written: dict[Plan, list[Any]] = {}
+
+    def inputs(self, name: str, arrays: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        """Return what the program takes, read from the Variables now.
+
+        Raises:
+            InputError: an array that would be overwritten is also held elsewhere.
+        """
+        donated = list(map(read_variable, self._donated))
+        if donated and max(map(sys.getrefcount, donated)) > _HELD_ONCE:
+            self._refuse_aliases(name, donated)
+        if self._kept is None:
+            leaves = self.binding.read()
+            kept = [leaves[i] for i in self.program.kept]
+        else:
+            kept = list(map(read_variable, self._kept))
+        if not self.program.given:
+            return donated, [], kept, arrays
+        given = set(self.program.given)
+        others = [x for i, x in enumerate(arrays) if i not in given]
+        return donated, [arrays[i] for i in self.program.given], kept, others
+
+    def write(self, objects: Sequence[Any], result: Any, always: list[Any], update: Update) -> Any:
+        """Write back what a run changed; return its result, with its objects in place."""
+        if update.plan.structure is not None:
+            return self._restructure(objects, result, always, update)
+        if always:
+            deque(map(write_variable, self._donated, always), 0)
+        if update.values:
+            deque(map(write_variable, self._variables_of(update.plan), update.values), 0)
+        return result
+
+    def write_inside(
+        self, objects: Sequence[Any], result: Any, always: list[Any], update: Update
+    ) -> Any:
+        """Write back in an outer trace, through Flax, which refuses what is another trace's."""
+        if update.plan.structure is not None:
+            return self._restructure(objects, result, always, update)
+        for variable, value in zip(self._variables_of(update.plan), update.values, strict=True):
+            variable.set_raw_value(value)
+        return result
+
+    def _variables_of(self, plan: Plan) -> list[Any]:
+        found = self._written.get(plan)
+        if found is None:
+            gone = set(self.program.donated)
+            variables = self.binding.variables
+            found = self._written[plan] = [variables[i] for i in plan.changed if i not in gone]
+        return found
+
+    def _restructure(
+        self, objects: Sequence[Any], result: Any, always: list[Any], update: Update
+    ) -> Any:
+        leaves = self.binding.read()
+        for i, value in zip(self.program.donated, always, strict=True):
+            leaves[i] = value
+        new = iter(update.values)
+        values = [next(new) if i is None else leaves[i] for i in update.plan.sources]
+        _, inside = restructure(tuple(objects), update.plan.structure, values)
+        return jax.tree.map(
+            lambda x: inside[x.number] if isinstance(x, Mark) else x,
+            result,
+            is_leaf=lambda x: isinstance(x, Mark),
+        )
+
+    def _refuse_aliases(self, name: str, donated: list[Any]) -> None:
+        counts = list(map(sys.getrefcount, donated))
+        paths = [
+            self.binding.paths[i]
+            for i, count in zip(self.program.donated, counts, strict=True)
+            if count > _HELD_ONCE
+        ]
+        if not paths:
+            return
+        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        raise InputError(
+            f"{name} donates its state, so it must be the only one to hold the arrays it "
+            f"overwrites; {', '.join(paths[:5])}{more} are also held elsewhere. Copy them there, "
+            "jnp.copy(x), or drop that reference"
+        )
+
+
+def _held_once() -> int:
+    """Return the count of references to an array that one Variable and one list hold."""
+    variable = nnx.Variable(object())
+    return max(map(sys.getrefcount, list(map(read_variable, [variable]))))
+
+
+_HELD_ONCE = _held_once()

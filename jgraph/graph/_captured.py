@@ -1,0 +1,179 @@
+"""Objects that a function reads from outside: closed over, or global, or through a helper."""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jgraph.graph._nnx import is_object
+
+
+class _Place(NamedTuple):
+    """Where a name's value is kept: a closure's cell, or a module's globals."""
+
+    name: str
+    holder: Any
+    reader: str
+    """The function that reads it."""
+
+    def read(self) -> Any:
+        if isinstance(self.holder, types.CellType):
+            try:
+                return self.holder.cell_contents
+            except ValueError:  # not assigned yet
+                return None
+        return self.holder.get(self.name)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, id(self.holder)
+
+
+class Captured:
+    """The objects that a function, and the helpers of its module, read from outside.
+
+    They can't be found in what JAX traces: their arrays would be constants of the program, frozen
+    at the values of the first call.
+
+    Args:
+        fn: a function; anything else captures nothing that can be seen.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._places: list[_Place] = []
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Find the places anew: a helper may have been defined since."""
+        found = {p.key: p for f in _functions(self._fn) for p in _places(f)}
+        self._places = [p for p in found.values() if is_object(p.read())]
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
+
+    def names(self, taken: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return the names of the objects; with the function that reads it where it's not one."""
+        count = Counter([*taken, *(p.name for p in self._places)])
+        return tuple(
+            p.name if count[p.name] == 1 else f"{p.reader}.{p.name}" for p in self._places
+        )
+
+    def constants(self) -> set[int]:
+        """Return the ids of arrays that the code reads as such: they are constants by intent."""
+        found: set[int] = set()
+        for f in _functions(self._fn):
+            given = (f.__defaults__, f.__kwdefaults__, [p.read() for p in _places(f)])
+            for x in jax.tree.leaves(given, is_leaf=is_object):
+                if isinstance(x, jax.Array):
+                    found.add(id(x))
+        return found
+
+    def objects(self) -> list[Any]:
+        """Return the objects that stand there now."""
+        return [x for p in self._places if is_object(x := p.read())]
+
+    def replace(self, objects: Sequence[Any]) -> tuple[Callable[..., Any], Callable[[], None]]:
+        """Return the function reading these objects in place of its own.
+
+        And a function to call after it: it hands on what the code assigned to its globals.
+        """
+        if not self._places or not isinstance(self._fn, types.FunctionType):
+            return self._fn, lambda: None
+        rebuild = _Rebuild({p.key: x for p, x in zip(self._places, objects, strict=True)})
+        return rebuild.function(self._fn), rebuild.hand_on
+
+
+class _Rebuild:
+    """Copies functions, with some of the values they read replaced."""
+
+    def __init__(self, values: dict[tuple[str, int], Any]) -> None:
+        self._values = values
+        self._functions: dict[int, types.FunctionType] = {}
+        # By the originals' ids: the original, its copy, and what the copy began with.
+        self._globals: dict[int, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
+
+    def function(self, fn: types.FunctionType) -> types.FunctionType:
+        if id(fn) in self._functions:
+            return self._functions[id(fn)]
+        # A cell whose value stays is the original's, so that `nonlocal` writes to it.
+        fresh = [p for p in _places(fn) if self._is_replaced(p)]
+        empty = {p.key: types.CellType() for p in fresh if isinstance(p.holder, types.CellType)}
+        names = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+        cells = tuple(empty.get((name, id(cell)), cell) for name, cell in names)
+        namespace = self._namespace(fn.__globals__)
+        copy = types.FunctionType(fn.__code__, namespace, fn.__name__, fn.__defaults__, cells)
+        copy.__kwdefaults__ = fn.__kwdefaults__
+        copy.__qualname__, copy.__module__ = fn.__qualname__, fn.__module__
+        # Known before its cells are filled: functions may refer to each other.
+        self._functions[id(fn)] = copy
+        for place in fresh:
+            value = self._value(place)
+            if place.key in empty:
+                empty[place.key].cell_contents = value
+            else:
+                namespace[place.name] = value
+                self._globals[id(place.holder)][2][place.name] = value
+        return copy
+
+    def hand_on(self) -> None:
+        """Write what the copies assigned to their globals to the originals."""
+        for original, copy, began in self._globals.values():
+            for name, value in copy.items():
+                if name not in began or value is not began[name]:
+                    original[name] = value
+
+    def _is_replaced(self, place: _Place) -> bool:
+        value = place.read()
+        return place.key in self._values or (
+            isinstance(value, types.FunctionType)
+            and any(p.key in self._values for f in _functions(value) for p in _places(f))
+        )
+
+    def _value(self, place: _Place) -> Any:
+        if place.key in self._values:
+            return self._values[place.key]
+        return self.function(place.read())
+
+    def _namespace(self, original: dict[str, Any]) -> dict[str, Any]:
+        if id(original) not in self._globals:
+            self._globals[id(original)] = original, dict(original), dict(original)
+        _, copy, _ = self._globals[id(original)]
+        return copy
+
+
+def _functions(fn: Any) -> Iterator[types.FunctionType]:
+    """Yield fn, and the functions that it reads: in its closure, and of its own module."""
+    waiting, seen = [fn], set()
+    while waiting:
+        f = waiting.pop()
+        if not isinstance(f, types.FunctionType) or id(f) in seen:
+            continue
+        seen.add(id(f))
+        yield f
+        for place in _places(f):
+            value = place.read()
+            own = isinstance(place.holder, types.CellType) or (
+                isinstance(value, types.FunctionType) and value.__globals__ is f.__globals__
+            )
+            if own:
+                waiting.append(value)
+
+
+def _places(fn: types.FunctionType) -> list[_Place]:
+    """Return the places fn reads from: its cells in order, then the globals its code names."""
+    cells = [
+        _Place(name, cell, fn.__name__)
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+    ]
+    names = sorted(n for n in _names(fn.__code__) if n in fn.__globals__)
+    return cells + [_Place(name, fn.__globals__, fn.__name__) for name in names]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))

@@ -1,0 +1,345 @@
+"""`jg.function`: a plain Python function, compiled, over arrays, pytrees and NNX objects."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+from jax.extend.core import get_opaque_trace_state
+
+from jgraph._eager import jit_is_off
+from jgraph._errors import InputError
+from jgraph.graph._arguments import Parameters, Sorted
+from jgraph.graph._binder import Binder
+from jgraph.graph._bound import Bound
+from jgraph.graph._compiles import COMPILES
+from jgraph.graph._graph import Graph
+from jgraph.graph._history import History, TooManyGraphsError
+from jgraph.graph._leaks import refuse_frozen_variables
+from jgraph.graph._nnx import is_object
+from jgraph.graph._program import NestedObjectsError, Program, Traced
+from jgraph.graph._signature import Signature, signature_of
+
+# As the outermost code of any thread sees it.
+_TOP_LEVEL = get_opaque_trace_state()
+
+# Where a function donates, reading, running and writing is one step: no other call may have read
+# an array that this one is about to give away.
+_DONATING = threading.RLock()
+
+
+class Function:
+    """A compiled function; see `function`."""
+
+    _anything_donates = False
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        static: str | int | Iterable[str | int] = (),
+        donate: str | Iterable[str] = (),
+        max_graphs: int | None = None,
+    ) -> None:
+        fn, self._args, self._kwargs = _unwrap(fn)
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self._name = getattr(fn, "__qualname__", type(fn).__name__).replace(".<locals>", "")
+        self._parameters = Parameters.of(fn, static)
+        donated = _donations(donate, self._parameters)
+        self._history = History(self._name, _at_least_one("max_graphs", max_graphs))
+        self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace)
+        Function._anything_donates |= bool(donated)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Function: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> BoundFunction: ...
+    def __get__(
+        self, instance: object | None, owner: type | None = None
+    ) -> Function | BoundFunction:
+        return self if instance is None else BoundFunction(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<jgraph.function {self._name}, {len(self._history.graphs)} graphs>"
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Every graph that calls have made, in order; `.reason` says why each was made."""
+        return tuple(self._history.graphs)
+
+    def explain(self) -> None:
+        """Print what was traced and compiled, and why."""
+        print(self._history.table())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function, compiled."""
+        if self._args or self._kwargs:
+            args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
+        if jit_is_off():
+            return self.fn(*args, **kwargs)
+        call = self._parameters.sort(args, kwargs)
+        try:
+            if get_opaque_trace_state() != _TOP_LEVEL:
+                return self._run_inside(call)
+            if Function._anything_donates:
+                with _DONATING:
+                    return self._run(call)
+            return self._run(call)
+        except NestedObjectsError:
+            call = self._look_through(call, args, kwargs)
+        return self._run_nested(call)
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """Trace a call without running it.
+
+        Args:
+            *args: as for a call; `jax.ShapeDtypeStruct` may stand for an array.
+            **kwargs: as for a call.
+
+        Returns:
+            The graph. The next call of these shapes and types needn't trace again.
+        """
+        args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
+        call = self._parameters.sort(args, kwargs)
+        try:
+            bound = self._binder.bound(call, self._binder.objects(call))
+        except NestedObjectsError:
+            call = self._look_through(call, args, kwargs)
+            bound = self._binder.bound(call, self._binder.objects(call))
+        graph = self._new_graph(
+            bound.program, bound.program.trace(bound.binding.read(), call.arrays)
+        )
+        graph.read_state_by(bound.binding.reader())
+        return graph
+
+    def _look_through(self, call: Sorted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sorted:
+        """Sort a call again, with the containers open that were found to hold objects."""
+        self._parameters.nested |= self._parameters.find_nested(call.layout, call.arrays)
+        return self._parameters.sort(args, kwargs)
+
+    def _run_nested(self, call: Sorted) -> Any:
+        if get_opaque_trace_state() != _TOP_LEVEL:
+            return self._run_inside(call)
+        with _DONATING:
+            return self._run(call)
+
+    def _run(self, call: Sorted) -> Any:
+        objects = self._binder.objects(call)
+        bound = self._binder.bound(call, objects)
+        inputs = bound.inputs(self._name, call.arrays)
+        seen = COMPILES.total
+        # Filled by one call from C to C: an interrupt comes between two lines of Python, and
+        # there it would lose the new state after the old one was given away.
+        box: list[Any] = []
+        try:
+            box.extend(map(bound.program.jit, *[(x,) for x in inputs]))
+            result = bound.write(objects, *box[0])
+        except BaseException as error:
+            if box:
+                bound.write(objects, *box[0])
+            self._explain(error, bound, call, inputs)
+            raise
+        if self._history.fresh or COMPILES.total != seen:
+            self._note(bound, call, inputs, seen)
+        return result
+
+    def _run_inside(self, call: Sorted) -> Any:
+        """Run inside an outer trace, whose tracers the objects may hold."""
+        bound = self._binder.bind(call)
+        inputs = [], [], bound.binding.read(), call.arrays
+        try:
+            outputs = bound.program.jit(*inputs)
+        except BaseException as error:
+            self._explain(error, bound, call, inputs)
+            raise
+        if self._history.fresh:
+            self._note(bound, call, inputs, COMPILES.total)
+        return bound.write_inside(self._binder.objects(call), *outputs)
+
+    # What is known about each trace and compilation.
+
+    def _on_trace(self, program: Program, traced: Traced) -> None:
+        self._history.add(self._new_graph(program, traced))
+
+    def _new_graph(self, program: Program, traced: Traced) -> Graph:
+        refuse_frozen_variables(self._name, traced.jaxpr, self._binder.constants)
+        labels = self._parameters.labels(program.interface.layout)
+        return Graph(self._name, traced, program.interface, labels, program.donated)
+
+    def _note(self, bound: Bound, call: Sorted, inputs: Any, seen: int) -> None:
+        """Record a graph that this call has traced or compiled."""
+        graph, seconds = self._history.take(), COMPILES.since(seen)
+        if graph is None and seconds is None:
+            return  # it was another thread
+        traced = graph is not None
+        if graph is None:
+            known = bound.program.traced_for(*inputs)
+            if known is None:
+                return  # something else was compiled, such as a callback's own program
+            graph = self._new_graph(bound.program, known)
+        graph.compile_seconds = seconds
+        graph.read_state_by(bound.binding.reader())
+        self._history.record(graph, self._signature(bound, call, inputs), traced=traced)
+        self._history.check()
+
+    def _explain(self, error: BaseException, bound: Bound, call: Sorted, inputs: Any) -> None:
+        """Raise a better error where there is one."""
+        if isinstance(error, TooManyGraphsError):
+            raise self._history.error(self._signature(bound, call, inputs)) from None
+        self._history.take()
+        if isinstance(error, TypeError):
+            self._binder.check_traceable(call)
+
+    def _signature(self, bound: Bound, call: Sorted, inputs: Any) -> Signature:
+        labels = self._parameters.labels(call.layout)
+        return signature_of(bound, self._binder.objects(call), call, labels, inputs)
+
+
+class BoundFunction:
+    """A compiled function as a method of one object."""
+
+    def __init__(self, function: Function, instance: object) -> None:
+        functools.update_wrapper(self, function.fn)
+        self._function, self._instance = function, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the method, compiled."""
+        return self._function(self._instance, *args, **kwargs)
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """Trace a call without running it; see `Function.graph`."""
+        return self._function.graph(self._instance, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
+@overload
+def function(
+    fn: Callable[..., Any],
+    /,
+    *,
+    static: str | int | Iterable[str | int] = (),
+    donate: str | Iterable[str] = (),
+    max_graphs: int | None = None,
+) -> Function: ...
+@overload
+def function(
+    *,
+    static: str | int | Iterable[str | int] = (),
+    donate: str | Iterable[str] = (),
+    max_graphs: int | None = None,
+) -> Callable[[Callable[..., Any]], Function]: ...
+def function(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    static: str | int | Iterable[str | int] = (),
+    donate: str | Iterable[str] = (),
+    max_graphs: int | None = None,
+) -> Function | Callable[[Callable[..., Any]], Function]:
+    """Compile a plain Python function over arrays, pytrees and NNX objects.
+
+    The function is traced at its first call, and again where a call differs in what a program
+    depends on: shapes, dtypes, the structure of a model, static values. Each trace is a `Graph`
+    in `.graphs`, and its `.reason` says why it was made.
+
+    NNX objects (modules, optimizers, metrics, Rngs, Variables) may stand in any argument, also
+    inside containers, and may be returned. What the function changes in them is written back when
+    it returns, Variables that two objects share stay shared, and after an exception everything is
+    as it was. An object that the function closes over can be read; a write to it raises. An
+    `nnx.State` is a pytree of values.
+
+    Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under
+    `jax.disable_jit()` it is the plain function.
+
+    Args:
+        fn: the function, method or `functools.partial`.
+        static: names (or positions) of arguments that are plain hashable Python values. Each value
+            has a graph of its own.
+        donate: "state" lets a call overwrite the memory of the arrays it replaces in NNX objects,
+            which saves a copy of the state; names do it for single arguments, of which pytrees of
+            arrays can't be used afterwards. An array that is also held elsewhere is refused
+            before anything is lost.
+        max_graphs: the number of graphs from which on another one is an error.
+
+    Returns:
+        The compiled function, with `graphs`, `explain()` and `graph(...)`.
+
+    Raises:
+        InputError: an option names no parameter; when called: an argument can't be traced, a
+            closed-over object is written, or a donated array is held elsewhere.
+        RetraceError: (when called) more than `max_graphs` graphs would be needed; it says why.
+
+    Source:
+        `tf.function`; `flax.nnx.jit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from flax import nnx
+        >>> @function(donate="state")
+        ... def step(model, optimizer, x, y):
+        ...     loss, grads = nnx.value_and_grad(lambda m: ((m(x) - y) ** 2).mean())(model)
+        ...     optimizer.update(model, grads)
+        ...     return loss
+        >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        >>> x = jnp.array([[0.0], [1.0]])
+        >>> for _ in range(200):
+        ...     loss = step(model, optimizer, x, 2 * x + 1)
+        >>> print(model(jnp.array([[2.0]])).round(2), len(step.graphs))
+        [[5.]] 1
+    """
+
+    def compiled(fn: Callable[..., Any]) -> Function:
+        return Function(fn, static=static, donate=donate, max_graphs=max_graphs)
+
+    if fn is None:
+        return compiled
+    if not callable(fn):
+        raise InputError(f"jg.function must be given a function, got {type(fn).__name__}")
+    return compiled(fn)
+
+
+def _unwrap(
+    fn: Callable[..., Any],
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return a plain function and the arguments that partials and methods have bound to it."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    while True:
+        if isinstance(fn, BoundFunction):
+            fn, args = fn._function, (fn._instance, *args)
+        elif isinstance(fn, Function):
+            fn, args, kwargs = fn.fn, (*fn._args, *args), {**fn._kwargs, **kwargs}
+        elif isinstance(fn, functools.partial):
+            fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
+        elif isinstance(fn, types.MethodType) and is_object(fn.__self__):
+            fn, args = fn.__func__, (fn.__self__, *args)
+        elif is_object(fn):
+            fn, args = type(fn).__call__, (fn, *args)
+        else:
+            return fn, args, kwargs
+
+
+def _donations(donate: str | Iterable[str], parameters: Parameters) -> frozenset[str]:
+    names = frozenset([donate] if isinstance(donate, str) else donate)
+    known = {"state", *parameters.names, *parameters.keywords}
+    unknown = sorted(names - known)
+    if unknown and not parameters.open:
+        raise InputError(
+            f"donate must be 'state' or names of arguments, {', '.join(sorted(known))}; got "
+            f"{unknown[0]!r}"
+        )
+    return names
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} must be a whole number from 1, or None, got {value!r}")
+    return value

@@ -1,0 +1,342 @@
+"""A graph is a value: a traced program with its state apart, run, costed, drawn, explained."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+from jax.extend.core import ClosedJaxpr
+
+from jgraph._errors import InputError
+from jgraph._suggest import did_you_mean
+from jgraph.graph import _picture
+from jgraph.graph._arguments import ARRAY, NESTED, Labels
+from jgraph.graph._nnx import is_object
+from jgraph.graph._ops import Op, ops_of
+from jgraph.graph._passes import run_passes
+from jgraph.graph._paths import tree_path
+from jgraph.graph._picture import Port
+from jgraph.graph._program import Interface, Mark, Traced
+
+
+class Memory(NamedTuple):
+    """What a compiled graph needs on one device, in bytes."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    """The most it needs beside its arguments and outputs while it runs."""
+    reused: int
+    """The part of the outputs that overwrites donated arguments."""
+    code: int
+
+
+class Graph:
+    """A traced program as a pure function of its state and its arguments.
+
+    `jgraph.function` makes graphs: `f.graph(*args)` traces one, `f.graphs` holds those that calls
+    made. A graph doesn't keep the objects it was traced with alive.
+
+    Attributes:
+        name: the function's name.
+        reason: why it was traced, in a sentence; "" for one that no call has made.
+        jaxpr: the program as traced, a `jax.extend.core.ClosedJaxpr`: of the state's arrays and
+            the arguments' arrays, flat, to the result's arrays and the state's new ones.
+        compile_seconds: how long XLA took for it, None if it wasn't compiled by a call.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jgraph.graph import function
+        >>> model = nnx.Linear(2, 1, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+        >>> graph = function(lambda model, x: model(x)).graph(model, jnp.ones((1, 2)))
+        >>> sorted(graph.state)
+        ['model.bias', 'model.kernel']
+        >>> state = {**graph.state, "model.bias": jnp.ones(1)}
+        >>> outputs, state = graph.apply(state, jnp.ones((1, 2)))
+        >>> print(outputs)
+        [[3.]]
+    """
+
+    def __init__(
+        self,
+        name: str,
+        traced: Traced,
+        interface: Interface,
+        labels: Labels,
+        donated: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self.reason = ""
+        self.compile_seconds: float | None = None
+        self._traced, self._interface, self._labels = traced, interface, labels
+        self._donated = tuple(donated)
+        self._read_state: Callable[[], list[Any] | None] = lambda: None
+
+    def read_state_by(self, read: Callable[[], list[Any] | None]) -> None:
+        """Tell it how to read the leaves of the objects it was traced with."""
+        self._read_state = read
+
+    @property
+    def jaxpr(self) -> ClosedJaxpr:
+        return self._traced.jaxpr
+
+    def __repr__(self) -> str:
+        return f"Graph({self.name!r}, {len(self.jaxpr.eqns)} operations)"
+
+    # What goes in and comes out.
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays among the arguments, by path, such as `batch['picture']`."""
+        count = self._num_state
+        return dict(zip(self._argument_paths, self._avals[count:], strict=True))
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of the result, by path, such as `result[0]`."""
+        plan = self._traced.plan
+        avals = map(_struct, self.jaxpr.out_avals[: plan.num_results])
+        result = jax.tree.unflatten(plan.result, list(avals))
+        return {f"result{tree_path(p)}": x for p, x in jax.tree.leaves_with_path(result)}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The arrays of the objects it was traced with, as they are now, by path.
+
+        Raises:
+            InputError: the objects are gone, or have another structure by now.
+        """
+        leaves = self._read_state()
+        if leaves is None:
+            raise InputError(
+                f"the state of {self!r} is that of the objects it was traced with, and they are "
+                "gone or have changed their structure; give a state to graph.apply(state, …)"
+            )
+        return dict(zip(self._interface.paths, leaves, strict=True))
+
+    # Running it.
+
+    def apply(
+        self, state: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Run the graph as a pure function; it can be jitted, differentiated and mapped.
+
+        Args:
+            state: arrays by path, as `state` has them.
+            *args: the arguments of the call it was traced from that are neither NNX objects nor
+                static, in order. In a container that held objects, None stands in their place.
+            **kwargs: those that were passed by keyword.
+
+        Returns:
+            What the function returns, and the state after it. An NNX object in the result is a
+            dict of its arrays by path.
+
+        Raises:
+            InputError: a path is missing or left over, or an array has another shape or dtype.
+        """
+        leaves = self._leaves(state)
+        flat, structure = jax.tree.flatten((leaves, self._arrays(args, kwargs)))
+        self._check(flat, structure)
+        outputs = self._run(*flat)
+        return self._outcome(leaves, outputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs for these arguments, with `state`."""
+        return self.apply(self.state, *args, **kwargs)[0]
+
+    @functools.cached_property
+    def _run(self) -> Callable[..., list[Any]]:
+        jaxpr = self.jaxpr
+
+        def run(*flat: Any) -> list[Any]:
+            compiled = run_passes(jaxpr)
+            return jax.core.eval_jaxpr(compiled.jaxpr, compiled.consts, *flat)
+
+        run.__name__ = run.__qualname__ = self.name
+        return jax.jit(run, donate_argnums=())
+
+    # What it is.
+
+    @functools.cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Its operations: where each stands in the model and in the code, and its cost."""
+        return ops_of(self.jaxpr)
+
+    @functools.cached_property
+    def flops(self) -> int:
+        """Floating-point operations of one run; a multiplication with its addition counts 2."""
+        return sum(op.total_flops for op in self.ops)
+
+    @property
+    def memory(self) -> Memory:
+        """What it needs on this machine's default device; compiles it."""
+        found = self._compiled.memory_analysis()
+        return Memory(
+            found.argument_size_in_bytes,
+            found.output_size_in_bytes,
+            found.temp_size_in_bytes,
+            found.alias_size_in_bytes,
+            found.generated_code_size_in_bytes,
+        )
+
+    @property
+    def stablehlo(self) -> str:
+        """The program as handed to XLA, after the passes."""
+        return self._lowered.as_text()
+
+    @property
+    def hlo(self) -> str:
+        """The program as XLA has optimised it for this machine; compiles it."""
+        return self._compiled.as_text()
+
+    def text(self, *, depth: int | None = None) -> str:
+        """Return its modules as an indented table: shapes, parameters, FLOPs, source lines.
+
+        Args:
+            depth: how many levels of modules; None for all.
+        """
+        inputs, outputs = self._ports
+        return _picture.text(self.jaxpr, inputs=inputs, outputs=outputs, depth=depth)
+
+    def draw(self, path: str | os.PathLike[str], *, title: str | None = None) -> None:
+        """Draw it: a still picture (`.svg`), or a page whose modules open and close (`.html`).
+
+        Args:
+            path: the file to write.
+            title: written above it; None takes its name.
+
+        Raises:
+            InputError: the path has another ending.
+        """
+        inputs, outputs = self._ports
+        title = self.name if title is None else title
+        _picture.draw(self.jaxpr, path, title=title, inputs=inputs, outputs=outputs)
+
+    @property
+    def _ports(self) -> tuple[list[Port], list[Port]]:
+        inputs = [Port(path, i < self._num_state) for i, path in enumerate(self.input_paths)]
+        outputs = [Port(path) for path in self.outputs]
+        written = len(self.jaxpr.out_avals) - len(outputs)
+        return inputs, outputs + [Port("", is_state=True)] * written
+
+    @functools.cached_property
+    def _lowered(self) -> Any:
+        donated = {i for i in self._donated if self._leaf_counts[i] == 1}
+        first = [sum(self._leaf_counts[:i]) for i in donated]
+        run = jax.jit(self._run.__wrapped__, donate_argnums=tuple(first))  # pyright: ignore[reportFunctionMemberAccess]
+        return run.lower(*self._avals)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        return self._lowered.compile()
+
+    # Paths and structures.
+
+    @functools.cached_property
+    def _avals(self) -> list[jax.ShapeDtypeStruct]:
+        return [_struct(aval) for aval in self.jaxpr.in_avals]
+
+    @functools.cached_property
+    def _leaf_counts(self) -> list[int]:
+        leaves, _ = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
+        return [len(jax.tree.leaves(leaf)) for leaf in leaves]
+
+    @property
+    def _num_state(self) -> int:
+        return sum(self._leaf_counts)
+
+    @functools.cached_property
+    def _argument_paths(self) -> list[str]:
+        _, arrays = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
+        return self._labels.paths(arrays)
+
+    @functools.cached_property
+    def input_paths(self) -> list[str]:
+        """The path of each of the program's inputs, in order: the state's, the arguments'."""
+        leaves, _ = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
+        state = [
+            path + tree_path(p)
+            for path, leaf in zip(self._interface.paths, leaves, strict=True)
+            for p, _ in jax.tree.leaves_with_path(leaf)
+        ]
+        return state + self._argument_paths
+
+    def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
+        paths = self._interface.paths
+        missing = [p for p in paths if p not in state]
+        extra = [p for p in state if p not in set(paths)]
+        if missing or extra:
+            hint = did_you_mean(missing[0], extra) if missing and extra else ""
+            raise InputError(
+                f"state must have the paths of {self!r}: missing {_few(missing)}; left over "
+                f"{_few(extra)}{hint}"
+            )
+        return [state[p] for p in paths]
+
+    def _arrays(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        layout = self._interface.layout
+        taken = (ARRAY, NESTED)
+        first = len(layout.kinds) - len(layout.names)
+        by_position = [k for k in layout.kinds[:first] if k in taken]
+        by_name = [n for n, k in zip(layout.names, layout.kinds[first:], strict=True) if k in taken]
+        if len(args) != len(by_position) or set(kwargs) != set(by_name):
+            wanted = [label if isinstance(label, str) else "…" for label in self._labels.arrays]
+            raise InputError(
+                f"{self!r} takes the arguments ({', '.join(wanted)}), {len(by_position)} of them "
+                f"by position; got {len(args)} by position and {sorted(kwargs)} by name"
+            )
+        given = [*args, *(kwargs[n] for n in by_name)]
+        kinds = [k for k in layout.kinds if k in taken]
+        return [
+            jax.tree.leaves(x, is_leaf=is_object) if k == NESTED else x
+            for x, k in zip(given, kinds, strict=True)
+        ]
+
+    def _check(self, flat: Sequence[Any], structure: Any) -> None:
+        if structure != self._traced.structure:
+            raise InputError(
+                f"the arguments of {self!r} must have the structure they were traced with, "
+                f"{self._traced.structure}; got {structure}"
+            )
+        for path, aval, x in zip(self.input_paths, self._avals, flat, strict=True):
+            came = jax.typeof(x)
+            if came.shape != aval.shape or came.dtype != aval.dtype:
+                raise InputError(
+                    f"{path} must be {aval.dtype}{list(aval.shape)} as {self!r} was traced, got "
+                    f"{came.dtype}{list(came.shape)}; trace another graph for it"
+                )
+
+    def _outcome(self, leaves: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        plan = self._traced.plan
+        result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])
+        values = jax.tree.unflatten(plan.values, outputs[plan.num_results :])
+        paths = self._interface.paths
+        if plan.structure is None:
+            new = dict(zip(plan.changed, values, strict=True))
+            return result, {p: new.get(i, leaves[i]) for i, p in enumerate(paths)}
+        rest = iter(values)
+        after = [next(rest) if s is None else leaves[s] for s in plan.sources]
+        state = {path: after[i] for path, i in plan.state}
+
+        def fill(x: Any) -> Any:
+            if not isinstance(x, Mark):
+                return x
+            arrays = {path: after[i] for path, i in plan.returned[x.number]}
+            return arrays.get("", arrays)  # one Variable is its array
+
+        return jax.tree.map(fill, result, is_leaf=lambda x: isinstance(x, Mark)), state
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+def _few(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

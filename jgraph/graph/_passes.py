@@ -1,0 +1,145 @@
+"""Passes: a traced program in, an equivalent one out, before it is compiled.
+
+What a pass returns is compiled and nothing else: a Graph's picture, file and costs are those of
+the program as the user wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+Pass: TypeAlias = Callable[[ClosedJaxpr], ClosedJaxpr]
+Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
+
+# Equations whose bodies are ordinary programs of the same inputs and outputs. Bodies that run
+# under axis names (shard_map) are left alone.
+_REMAT = frozenset({"checkpoint", "remat", "remat2"})
+_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+_LOOPS = frozenset({"scan", "while", "cond"})
+_WITH_BODIES = _REMAT | _CALLS | _LOOPS | {"custom_jvp_call", "custom_vjp_call"}
+
+
+def rewrite(program: ClosedJaxpr, rule: Rule) -> ClosedJaxpr:
+    """Replace equations, also in the bodies of scan, while, cond, jit, remat and custom rules.
+
+    Args:
+        program: a traced program.
+        rule: for each equation, a function of its inputs that returns the list of its outputs,
+            of the same shapes and types, or None to leave the equation alone.
+
+    Returns:
+        A program of the same inputs and outputs; the very same one where no rule applies.
+    """
+    jaxpr, consts = _rewrite(program.jaxpr, program.consts, rule)
+    return program if jaxpr is program.jaxpr else ClosedJaxpr(jaxpr, consts)
+
+
+def drop_no_ops(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Drop equations that return what they are given: a reshape to the same shape and the like.
+
+    Code that is general in shapes and types leaves many; XLA drops them too, but only after they
+    were lowered.
+    """
+    return rewrite(program, _no_op)
+
+
+PASSES: tuple[Pass, ...] = (drop_no_ops,)
+
+
+def run_passes(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Return the program that is compiled in the place of a traced one."""
+    for transform in PASSES:
+        program = transform(program)
+    return program
+
+
+def _no_op(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    name, params = eqn.primitive.name, eqn.params
+    if name not in ("reshape", "transpose", "convert_element_type", "broadcast_in_dim", "squeeze"):
+        return None
+    (out,), x = eqn.outvars, eqn.invars[0]
+    if len(eqn.invars) != 1 or isinstance(x, Literal) or x.aval != out.aval:
+        return None
+    if name == "transpose" and tuple(params["permutation"]) != tuple(
+        range(len(params["permutation"]))
+    ):
+        return None
+    return lambda x: [x]
+
+
+def _rewrite(jaxpr: Jaxpr, consts: Sequence[Any], rule: Rule) -> tuple[Jaxpr, Sequence[Any]]:
+    """Return the jaxpr with its equations replaced; the same object where none is."""
+    names: dict[Any, Any] = {}
+    equations: list[JaxprEqn] = []
+    new_vars: list[Any] = []
+    new_consts: list[Any] = []
+    for eqn in jaxpr.eqns:
+        renamed = _rename_inputs(_rewrite_bodies(eqn, rule), names)
+        replacement = rule(renamed)
+        if replacement is None:
+            equations.append(renamed)
+            continue
+        inputs = [x.aval for x in renamed.invars]
+        closed = jax.make_jaxpr(replacement)(*map(_abstract, inputs))
+        inner = dict(zip(closed.jaxpr.invars, renamed.invars, strict=True))
+        for step in closed.jaxpr.eqns:
+            new = _rename_inputs(step, inner)
+            equations.append(new.replace(source_info=renamed.source_info))
+        new_vars += closed.jaxpr.constvars
+        new_consts += closed.consts
+        results = [_renamed(x, inner) for x in closed.jaxpr.outvars]
+        names |= dict(zip(renamed.outvars, results, strict=True))
+    if all(a is b for a, b in zip(equations, jaxpr.eqns, strict=False)) and not names:
+        return jaxpr, consts
+    outputs = [_renamed(x, names) for x in jaxpr.outvars]
+    new_jaxpr = jaxpr.replace(
+        eqns=equations, outvars=outputs, constvars=[*jaxpr.constvars, *new_vars]
+    )
+    return new_jaxpr, [*consts, *new_consts]
+
+
+def _rewrite_bodies(eqn: JaxprEqn, rule: Rule) -> JaxprEqn:
+    if eqn.primitive.name not in _WITH_BODIES:
+        return eqn
+    changed = {}
+    for key, value in eqn.params.items():
+        new = _rewrite_body(value, rule)
+        # The body of jax.checkpoint has no place for constants.
+        full = isinstance(new, ClosedJaxpr) and new.consts and eqn.primitive.name in _REMAT
+        if new is not value and not full:
+            changed[key] = new
+    return eqn.replace(params={**eqn.params, **changed}) if changed else eqn
+
+
+def _rewrite_body(value: Any, rule: Rule) -> Any:
+    if isinstance(value, ClosedJaxpr):
+        return rewrite(value, rule)
+    if isinstance(value, Jaxpr):
+        new, consts = _rewrite(value, (), rule)
+        # An open body has no place for constants.
+        return value if consts else new
+    if isinstance(value, tuple) and any(isinstance(x, (ClosedJaxpr, Jaxpr)) for x in value):
+        bodies = tuple(_rewrite_body(x, rule) for x in value)
+        return value if all(a is b for a, b in zip(bodies, value, strict=True)) else bodies
+    return value
+
+
+def _rename_inputs(eqn: JaxprEqn, names: dict[Any, Any]) -> JaxprEqn:
+    if not names:
+        return eqn
+    inputs = [_renamed(x, names) for x in eqn.invars]
+    if all(a is b for a, b in zip(inputs, eqn.invars, strict=True)):
+        return eqn
+    return eqn.replace(invars=inputs)
+
+
+def _renamed(x: Any, names: dict[Any, Any]) -> Any:
+    return names.get(x, x) if isinstance(x, Var) else x
+
+
+def _abstract(aval: Any) -> Any:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

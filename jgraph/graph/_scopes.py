@@ -1,0 +1,164 @@
+"""Module paths in the name stack: every submodule call runs under `jax.named_scope`.
+
+NNX leaves no trace of its modules in a traced program. While jgraph traces, each module carries
+its path, and the `__call__` of its class, for that time only, enters the scope. The path is an
+attribute of the module that equals every other path, so that the copies `nnx.grad` or `nnx.scan`
+make keep it, while modules that differ in nothing else still have equal structures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jgraph._eager import jit_is_off
+from jgraph.graph._nnx import walk
+from jgraph.graph._paths import attribute_path
+
+_ATTRIBUTE = "_jgraph_scope"
+_METHODS = ("__call__", "update")
+
+
+class _Scope:
+    """A module's path; equal to every other, so that it makes no difference of structure."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[str, ...]) -> None:
+        self.parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Scope)
+
+    def __hash__(self) -> int:
+        return hash(_Scope)
+
+    def __repr__(self) -> str:
+        return "/".join(self.parts)
+
+
+class _Enclosing(threading.local):
+    """The path of the module whose call is running in this thread."""
+
+    parts: tuple[str, ...] = ()
+
+
+class _Patches:
+    """Which methods of which classes are wrapped just now, and by how many traces."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[tuple[type, str], tuple[int, Callable[..., Any]]] = {}
+
+    def enter(self, methods: set[tuple[type, str]]) -> None:
+        with self._lock:
+            for cls, name in methods:
+                count, original = self._held.get((cls, name), (0, vars(cls)[name]))
+                if not count:
+                    setattr(cls, name, _scoped(original))
+                self._held[cls, name] = count + 1, original
+
+    def exit(self, methods: set[tuple[type, str]]) -> None:
+        with self._lock:
+            for cls, name in methods:
+                count, original = self._held.pop((cls, name))
+                if count > 1:
+                    self._held[cls, name] = count - 1, original
+                else:
+                    setattr(cls, name, original)
+
+
+_ENCLOSING = _Enclosing()
+_PATCHES = _Patches()
+
+
+@contextlib.contextmanager
+def module_scopes(objects: Iterable[tuple[str, Any]]) -> Iterator[None]:
+    """Run a trace in which each module's operations are under its path.
+
+    `jgraph.function` does so for the objects it is given; this is for code that makes its models
+    inside the traced function, with `nnx.merge`. Without a trace it does nothing.
+
+    Args:
+        objects: (name of the root, NNX object) of this trace; the objects get an attribute for
+            the time of the trace.
+    """
+    if jit_is_off():
+        yield
+        return
+    tagged: list[Any] = []
+    methods: set[tuple[type, str]] = set()
+    for root, x in objects:
+        for path, node in walk(x):
+            if not _has_scope(node):
+                continue
+            methods |= _methods(type(node))
+            if _ATTRIBUTE not in vars(node):
+                vars(node)[_ATTRIBUTE] = _Scope(_parts(root, path))
+                tagged.append(node)
+    _PATCHES.enter(methods)
+    try:
+        yield
+    finally:
+        _PATCHES.exit(methods)
+        for node in tagged:
+            vars(node).pop(_ATTRIBUTE, None)
+
+
+def drop_scopes(objects: Any) -> None:
+    """Take the paths off objects that copies of scoped modules were put into."""
+    for _, node in walk(objects):
+        if isinstance(node, nnx.Pytree):
+            vars(node).pop(_ATTRIBUTE, None)
+
+
+def _has_scope(node: Any) -> bool:
+    return isinstance(node, nnx.Pytree) and not isinstance(node, (nnx.Rngs, nnx.RngStream))
+
+
+def _methods(cls: type) -> set[tuple[type, str]]:
+    """Return the classes that define a scoped method of this one, also those `super()` reaches."""
+    return {
+        (base, name)
+        for base in cls.__mro__
+        for name in _METHODS
+        if issubclass(base, nnx.Pytree) and isinstance(vars(base).get(name), types.FunctionType)
+    }
+
+
+def _parts(root: str, path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return a path with one part for each attribute: ("model", "blocks[3]", "norm")."""
+    parts = [root]
+    for key in path:
+        if isinstance(key, str) and key.isidentifier():
+            parts.append(key)
+        else:
+            parts[-1] += attribute_path([key])
+    return tuple(parts)
+
+
+def _scoped(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = vars(self).get(_ATTRIBUTE)
+        if scope is None:
+            return method(self, *args, **kwargs)
+        outer, inner = _ENCLOSING.parts, scope.parts
+        if outer == inner:  # a method of the same module, through super()
+            return method(self, *args, **kwargs)
+        relative = inner[len(outer) :] if inner[: len(outer)] == outer else inner
+        _ENCLOSING.parts = inner
+        try:
+            with jax.named_scope("/".join(relative)):
+                return method(self, *args, **kwargs)
+        finally:
+            _ENCLOSING.parts = outer
+
+    return call
