@@ -1,16 +1,19 @@
-"""What a call costs beside the device's work: jg.function, nnx.jit and a hand-flattened jax.jit."""
+"""What a call costs: jg.function, nnx.jit and other libraries beside a hand-flattened jax.jit."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks._paired import paired
+from benchmarks import _peers
+from benchmarks._paired import Ratio, paired
 from jgraph.graph import function
 
 ROWS = 4
@@ -36,6 +39,21 @@ def run(rounds: int) -> Iterator[str]:
         for donate in (True, False):
             yield from steps(layers, width, rounds, donate=donate)
         yield from forwards(layers, width, rounds)
+        yield from peers(layers, width, rounds)
+
+
+def peers(layers: int, width: int, rounds: int) -> Iterator[str]:
+    """Yield the ratios of other libraries' train steps to a hand-flattened jax.jit."""
+    x, y = np.ones((ROWS, width), np.float32), np.zeros((ROWS, width), np.float32)
+    baseline, leaves = flat_step(*build(layers, width), donate=True)
+    for name, call in _peers.steps(layers, width):
+        ratio = _ratio(lambda call=call: call(x, y), lambda: baseline(x, y), rounds)
+        yield f"step, {leaves} leaves: {name} over jax.jit {ratio}"
+
+
+def _ratio(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Ratio:
+    # Wall time: a call that waits for its result is what a training loop sees.
+    return paired(first, second, rounds, clock=time.perf_counter)
 
 
 def steps(layers: int, width: int, rounds: int, *, donate: bool) -> Iterator[str]:
@@ -49,7 +67,7 @@ def steps(layers: int, width: int, rounds: int, *, donate: bool) -> Iterator[str
     for name, compiled in contenders.items():
         # Each has a model of its own: nnx.jit replaces the parts of the one it ran on.
         call = bind(compiled, *build(layers, width))
-        ratio = paired(lambda call=call: call(x, y), lambda: baseline(x, y), rounds)
+        ratio = _ratio(lambda call=call: call(x, y), lambda: baseline(x, y), rounds)
         yield f"step, {leaves} leaves, donate={donate}: {name} over jax.jit {ratio}"
 
 
@@ -60,7 +78,7 @@ def forwards(layers: int, width: int, rounds: int) -> Iterator[str]:
     contenders = {"jg.function": function(forward), "nnx.jit": nnx.jit(forward)}
     for name, compiled in contenders.items():
         call = bind(compiled, build(layers, width)[0])
-        ratio = paired(lambda call=call: call(x), lambda: baseline(x), rounds)
+        ratio = _ratio(lambda call=call: call(x), lambda: baseline(x), rounds)
         yield f"forward, {leaves} leaves: {name} over jax.jit {ratio}"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,8 @@ class Parameters:
     static: frozenset[str] = frozenset()
     nested: set[str] = dataclasses.field(default_factory=set)
     """Arguments found to hold objects inside containers; they are looked through from then on."""
+    plain: dict[Any, Layout] = dataclasses.field(default_factory=dict)
+    """Layouts without static or nested values, kept since every call needs one."""
 
     @classmethod
     def of(cls, fn: Callable[..., Any], static: str | int | Iterable[str | int]) -> Parameters:
@@ -119,9 +122,11 @@ class Parameters:
         if self.static or self.nested:
             return self._sort_carefully(args, names)
         kinds = tuple([_IS_OBJECT[type(x)] for x in args])
-        objects = [x for x, k in zip(args, kinds, strict=True) if k]
-        arrays = [x for x, k in zip(args, kinds, strict=True) if not k]
-        return Sorted(Layout(kinds, names, (), ()), objects, arrays)
+        layout = self.plain.get((kinds, names))
+        if layout is None:
+            layout = self.plain[kinds, names] = Layout(kinds, names, (), ())
+        arrays = [x for x, k in zip(args, kinds) if not k]  # noqa: B905
+        return Sorted(layout, list(compress(args, kinds)), arrays)
 
     def _in_order(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

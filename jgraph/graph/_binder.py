@@ -112,14 +112,13 @@ class Binder:
 
     def _choose_donated(self, program: Program, binding: Binding, call: Sorted) -> None:
         """Donate the leaves that the first trace changes, of the objects that may be."""
-        leaves = binding.read()
+        leaves = binding.read_abstract()
         traced = program.trace(leaves, call.arrays)
         every = "state" in self._donate
-        # Who else holds an array inside of a pytree can't be counted.
         changed = [
             i
             for i in traced.plan.changed
-            if isinstance(leaves[i], jax.Array)
+            if _are_arrays(leaves[i])
             and (every or binding.labels[binding.roots[i]] in self._donate)
         ]
         labels = self._parameters.labels(call.layout).arrays
@@ -148,3 +147,8 @@ class Binder:
                     f"them, and {path} is the {type(x).__name__} {x!r:.60}; to choose code by it "
                     f"write jg.function(static={argument!r})"
                 ) from None
+
+
+def _are_arrays(leaf: Any) -> bool:
+    """Return whether there is memory to give away: a Variable may hold a number."""
+    return all(isinstance(x, (jax.Array, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(leaf))

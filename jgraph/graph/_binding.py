@@ -6,6 +6,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.core
+
 from jgraph._errors import InputError
 from jgraph.graph._nnx import (
     Snapshot,
@@ -67,14 +70,25 @@ class Binding:
             self._fixed[i] if v is None else read_variable(v) for i, v in enumerate(self.variables)
         ]
 
+    def read_abstract(self) -> list[Any]:
+        """Return the leaves' shapes and types.
+
+        An error while they are traced is not to hold arrays: its traceback may live for long.
+        """
+        return [jax.tree.map(_abstract, leaf) for leaf in self.read()]
+
     def reader(self) -> Callable[[], list[Any] | None]:
         """Return what reads the leaves, or None if the objects are gone or changed.
 
         It keeps neither the objects nor what they hold.
         """
-        if not all(isinstance(ref, weakref.ref) for ref in self._alive):
+        objects = [ref() for ref in self._alive]
+        if any(x is None for x in objects) or not all(
+            isinstance(ref, weakref.ref) for ref in self._alive
+        ):
             return lambda: None
-        alive, structure = self._alive, self.structure
+        # Others than its own, which know of all the function's bindings.
+        alive, structure = list(map(weakref.ref, objects)), self.structure
 
         def read() -> list[Any] | None:
             objects = tuple(ref() for ref in alive)
@@ -84,6 +98,15 @@ class Binding:
             return leaves if now == structure else None
 
         return read
+
+
+def _abstract(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    aval = jax.typeof(leaf)
+    if not aval.sharding.mesh.empty:  # explicit axes are part of the type
+        return leaf
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def _weak(x: Any, forget: Callable[[], None]) -> Callable[[], Any]:

@@ -41,7 +41,10 @@ class Bound:
         """
         donated = list(map(read_variable, self._donated))
         if donated and max(map(sys.getrefcount, donated)) > _HELD_ONCE:
-            self._refuse_aliases(name, donated)
+            paths = self._held_elsewhere(donated)
+            if paths:
+                donated.clear()  # or the traceback would hold them, too
+                raise _refusal(name, paths)
         if self._kept is None:
             leaves = self.binding.read()
             kept = [leaves[i] for i in self.program.kept]
@@ -55,21 +58,23 @@ class Bound:
 
     def write(self, objects: Sequence[Any], result: Any, always: list[Any], update: Update) -> Any:
         """Write back what a run changed; return its result, with its objects in place."""
-        if update.plan.structure is not None:
-            return self._restructure(objects, result, always, update)
+        ((plan, values),) = update.items()
+        if plan.structure is not None:
+            return self._restructure(objects, result, always, plan, values)
         if always:
             deque(map(write_variable, self._donated, always), 0)
-        if update.values:
-            deque(map(write_variable, self._variables_of(update.plan), update.values), 0)
+        if values:
+            deque(map(write_variable, self._variables_of(plan), values), 0)
         return result
 
     def write_inside(
         self, objects: Sequence[Any], result: Any, always: list[Any], update: Update
     ) -> Any:
         """Write back in an outer trace, through Flax, which refuses what is another trace's."""
-        if update.plan.structure is not None:
-            return self._restructure(objects, result, always, update)
-        for variable, value in zip(self._variables_of(update.plan), update.values, strict=True):
+        ((plan, values),) = update.items()
+        if plan.structure is not None:
+            return self._restructure(objects, result, always, plan, values)
+        for variable, value in zip(self._variables_of(plan), values, strict=True):
             variable.set_raw_value(value)
         return result
 
@@ -82,35 +87,37 @@ class Bound:
         return found
 
     def _restructure(
-        self, objects: Sequence[Any], result: Any, always: list[Any], update: Update
+        self, objects: Sequence[Any], result: Any, always: list[Any], plan: Plan, new: list[Any]
     ) -> Any:
         leaves = self.binding.read()
         for i, value in zip(self.program.donated, always, strict=True):
             leaves[i] = value
-        new = iter(update.values)
-        values = [next(new) if i is None else leaves[i] for i in update.plan.sources]
-        _, inside = restructure(tuple(objects), update.plan.structure, values)
+        rest = iter(new)
+        values = [next(rest) if i is None else leaves[i] for i in plan.sources]
+        _, inside = restructure(tuple(objects), plan.structure, values)
         return jax.tree.map(
             lambda x: inside[x.number] if isinstance(x, Mark) else x,
             result,
             is_leaf=lambda x: isinstance(x, Mark),
         )
 
-    def _refuse_aliases(self, name: str, donated: list[Any]) -> None:
+    def _held_elsewhere(self, donated: list[Any]) -> list[str]:
         counts = list(map(sys.getrefcount, donated))
-        paths = [
+        return [
             self.binding.paths[i]
             for i, count in zip(self.program.donated, counts, strict=True)
             if count > _HELD_ONCE
         ]
-        if not paths:
-            return
-        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-        raise InputError(
-            f"{name} donates its state, so it must be the only one to hold the arrays it "
-            f"overwrites; {', '.join(paths[:5])}{more} are also held elsewhere. Copy them there, "
-            "jnp.copy(x), or drop that reference"
-        )
+
+
+def _refusal(name: str, paths: list[str]) -> InputError:
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    verb = "is" if len(paths) == 1 else "are"
+    return InputError(
+        f"{name} donates its state, so it must be the only one to hold the arrays it "
+        f"overwrites; {', '.join(paths[:5])}{more} {verb} also held elsewhere. Make the other a "
+        "copy, jnp.copy(x), or drop it"
+    )
 
 
 def _held_once() -> int:

@@ -57,11 +57,14 @@ class Captured:
         return bool(self._places)
 
     def names(self, taken: Iterable[str] = ()) -> tuple[str, ...]:
-        """Return the names of the objects; with the function that reads it where it's not one."""
+        """Return a name for each object, with the function that reads it where that's needed."""
         count = Counter([*taken, *(p.name for p in self._places)])
-        return tuple(
-            p.name if count[p.name] == 1 else f"{p.reader}.{p.name}" for p in self._places
-        )
+        names: list[str] = []
+        for place in self._places:
+            name = place.name if count[place.name] == 1 else f"{place.reader}.{place.name}"
+            same = sum(other.partition("#")[0] == name for other in names)
+            names.append(f"{name}#{same + 1}" if same else name)
+        return tuple(names)
 
     def constants(self) -> set[int]:
         """Return the ids of arrays that the code reads as such: they are constants by intent."""
@@ -94,6 +97,7 @@ class _Rebuild:
     def __init__(self, values: dict[tuple[str, int], Any]) -> None:
         self._values = values
         self._functions: dict[int, types.FunctionType] = {}
+        self._cells: list[tuple[types.CellType, Any]] = []
         # By the originals' ids: the original, its copy, and what the copy began with.
         self._globals: dict[int, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
 
@@ -114,6 +118,7 @@ class _Rebuild:
         for place in fresh:
             value = self._value(place)
             if place.key in empty:
+                self._cells.append((empty[place.key], place.read()))
                 empty[place.key].cell_contents = value
             else:
                 namespace[place.name] = value
@@ -121,11 +126,17 @@ class _Rebuild:
         return copy
 
     def hand_on(self) -> None:
-        """Write what the copies assigned to their globals to the originals."""
+        """Write what the copies assigned to their globals to the originals.
+
+        From then on the copies read the originals too: a host callback may be one of them.
+        """
         for original, copy, began in self._globals.values():
             for name, value in copy.items():
                 if name not in began or value is not began[name]:
                     original[name] = value
+            copy.update(original)
+        for cell, value in self._cells:
+            cell.cell_contents = value
 
     def _is_replaced(self, place: _Place) -> bool:
         value = place.read()

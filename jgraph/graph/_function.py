@@ -6,6 +6,7 @@ import functools
 import threading
 import types
 from collections.abc import Callable, Iterable
+from itertools import starmap
 from typing import Any, overload
 
 from jax.extend.core import get_opaque_trace_state
@@ -20,8 +21,10 @@ from jgraph.graph._graph import Graph
 from jgraph.graph._history import History, TooManyGraphsError
 from jgraph.graph._leaks import refuse_frozen_variables
 from jgraph.graph._nnx import is_object
+from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
 from jgraph.graph._signature import Signature, signature_of
+from jgraph.graph._tracebacks import release_arrays
 
 # As the outermost code of any thread sees it.
 _TOP_LEVEL = get_opaque_trace_state()
@@ -34,6 +37,7 @@ _DONATING = threading.RLock()
 class Function:
     """A compiled function; see `function`."""
 
+    __name__: str
     _anything_donates = False
 
     def __init__(
@@ -47,7 +51,7 @@ class Function:
         fn, self._args, self._kwargs = _unwrap(fn)
         functools.update_wrapper(self, fn)
         self.fn = fn
-        self._name = getattr(fn, "__qualname__", type(fn).__name__).replace(".<locals>", "")
+        self._name = function_name(fn)
         self._parameters = Parameters.of(fn, static)
         donated = _donations(donate, self._parameters)
         self._history = History(self._name, _at_least_one("max_graphs", max_graphs))
@@ -111,7 +115,7 @@ class Function:
             call = self._look_through(call, args, kwargs)
             bound = self._binder.bound(call, self._binder.objects(call))
         graph = self._new_graph(
-            bound.program, bound.program.trace(bound.binding.read(), call.arrays)
+            bound.program, bound.program.trace(bound.binding.read_abstract(), call.arrays)
         )
         graph.read_state_by(bound.binding.reader())
         return graph
@@ -136,12 +140,17 @@ class Function:
         # there it would lose the new state after the old one was given away.
         box: list[Any] = []
         try:
-            box.extend(map(bound.program.jit, *[(x,) for x in inputs]))
+            box.extend(starmap(bound.program.jit, (inputs,)))
             result = bound.write(objects, *box[0])
         except BaseException as error:
             if box:
                 bound.write(objects, *box[0])
-            self._explain(error, bound, call, inputs)
+            try:
+                self._explain(error, bound, call, inputs)
+            finally:
+                for held in (box, *inputs[:3]):
+                    held.clear()
+                release_arrays(error)
             raise
         if self._history.fresh or COMPILES.total != seen:
             self._note(bound, call, inputs, seen)
@@ -149,6 +158,7 @@ class Function:
 
     def _run_inside(self, call: Sorted) -> Any:
         """Run inside an outer trace, whose tracers the objects may hold."""
+        objects = self._binder.objects(call)
         bound = self._binder.bind(call)
         inputs = [], [], bound.binding.read(), call.arrays
         try:
@@ -158,7 +168,7 @@ class Function:
             raise
         if self._history.fresh:
             self._note(bound, call, inputs, COMPILES.total)
-        return bound.write_inside(self._binder.objects(call), *outputs)
+        return bound.write_inside(objects, *outputs)
 
     # What is known about each trace and compilation.
 

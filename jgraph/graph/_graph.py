@@ -109,13 +109,15 @@ class Graph:
         """The arrays of the objects it was traced with, as they are now, by path.
 
         Raises:
-            InputError: the objects are gone, or have another structure by now.
+            InputError: the objects are gone, have another structure by now, or are Variables by
+                themselves, which can't be referred to without being kept alive.
         """
         leaves = self._read_state()
         if leaves is None:
             raise InputError(
-                f"the state of {self!r} is that of the objects it was traced with, and they are "
-                "gone or have changed their structure; give a state to graph.apply(state, …)"
+                f"the state of {self!r} is that of the objects it was traced with, which are "
+                "gone, have another structure by now, or are single Variables; give a state to "
+                "graph.apply(state, …)"
             )
         return dict(zip(self._interface.paths, leaves, strict=True))
 
@@ -140,9 +142,9 @@ class Graph:
             InputError: a path is missing or left over, or an array has another shape or dtype.
         """
         leaves = self._leaves(state)
-        flat, structure = jax.tree.flatten((leaves, self._arrays(args, kwargs)))
-        self._check(flat, structure)
-        outputs = self._run(*flat)
+        given = leaves, self._arrays(args, kwargs)
+        self._check(given)
+        outputs = self._run(*jax.tree.leaves(given))
         return self._outcome(leaves, outputs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -271,7 +273,7 @@ class Graph:
         missing = [p for p in paths if p not in state]
         extra = [p for p in state if p not in set(paths)]
         if missing or extra:
-            hint = did_you_mean(missing[0], extra) if missing and extra else ""
+            hint = did_you_mean(extra[0], missing) if missing and extra else ""
             raise InputError(
                 f"state must have the paths of {self!r}: missing {_few(missing)}; left over "
                 f"{_few(extra)}{hint}"
@@ -297,18 +299,25 @@ class Graph:
             for x, k in zip(given, kinds, strict=True)
         ]
 
-    def _check(self, flat: Sequence[Any], structure: Any) -> None:
-        if structure != self._traced.structure:
-            raise InputError(
-                f"the arguments of {self!r} must have the structure they were traced with, "
-                f"{self._traced.structure}; got {structure}"
-            )
-        for path, aval, x in zip(self.input_paths, self._avals, flat, strict=True):
-            came = jax.typeof(x)
-            if came.shape != aval.shape or came.dtype != aval.dtype:
+    def _check(self, given: tuple[list[Any], list[Any]]) -> None:
+        """Raise where the state and the arguments aren't as the graph was traced."""
+        traced = jax.tree.unflatten(self._traced.structure, self._avals)
+        labels = [*self._interface.paths, *self._labels.arrays]
+        values = zip([*traced[0], *traced[1]], [*given[0], *given[1]], strict=True)
+        for label, (avals, x) in zip(labels, values, strict=True):
+            wanted, came = jax.tree.structure(avals), jax.tree.structure(x)
+            if wanted != came:
+                name = label if isinstance(label, str) else ", ".join(label)
                 raise InputError(
-                    f"{path} must be {aval.dtype}{list(aval.shape)} as {self!r} was traced, got "
-                    f"{came.dtype}{list(came.shape)}; trace another graph for it"
+                    f"{name} must have the structure {self!r} was traced with, {wanted}; got {came}"
+                )
+        flat = zip(self.input_paths, self._avals, jax.tree.leaves(given), strict=True)
+        for path, aval, x in flat:
+            came = _type(x)
+            if came != _type(aval):
+                raise InputError(
+                    f"{path} must be {_type(aval)} as {self!r} was traced, got {came}; trace "
+                    "another graph for it"
                 )
 
     def _outcome(self, leaves: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
@@ -334,6 +343,14 @@ class Graph:
 
 def _struct(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+def _type(x: Any) -> str:
+    try:
+        aval = jax.typeof(x)
+    except TypeError:
+        return f"the {type(x).__name__} {x!r:.60}"
+    return f"{aval.dtype}{list(aval.shape)}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -74,12 +74,20 @@ def stack_of(eqn: JaxprEqn) -> Stack:
     """Return where `eqn` stands, relative to the equation whose body holds it."""
     scopes: list[str] = []
     transforms: list[str] = []
+    inner: list[str] = []
     for entry in eqn.source_info.name_stack.stack:
         if type(entry).__name__ == "Transform":
+            scopes, inner = _joined(scopes, inner), []
             transforms.append(entry.name)
         elif entry.name not in _MADE_BY_JAX:
-            scopes.extend(split_scope(entry.name))
+            inner.extend(split_scope(entry.name))
+    scopes = _joined(scopes, inner)
     return Stack(tuple(scopes), tuple(transforms))
+
+
+def _joined(outer: list[str], inner: list[str]) -> list[str]:
+    """Return a scope within a scope; jax.checkpoint writes the outer one again, backwards."""
+    return inner if outer and inner[: len(outer)] == outer else outer + inner
 
 
 @functools.cache

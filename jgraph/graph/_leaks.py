@@ -33,9 +33,7 @@ def refuse_frozen_variables(name: str, program: ClosedJaxpr, meant: Callable[[],
         )
 
 
-def _frozen_variable(
-    program: ClosedJaxpr, meant: Callable[[], set[int]]
-) -> nnx.Variable | None:
+def _frozen_variable(program: ClosedJaxpr, meant: Callable[[], set[int]]) -> nnx.Variable | None:
     constants = [x for x in _constants(program) if isinstance(x, jax.Array)]
     if constants:
         allowed = meant()

@@ -6,16 +6,16 @@ apart in one fixed order, so a leaf's position says which leaf it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
-from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeAlias
 
 import flax
 import numpy as np
 from flax import nnx
 from flax.nnx import graphlib
+from flax.typing import HashableMapping
 
 Path: TypeAlias = tuple[Any, ...]
 
@@ -25,7 +25,8 @@ read_variable = _SLOT.__get__
 write_variable = _SLOT.__set__
 
 _PYTREE_STATE = type(vars(nnx.Module())["_pytree__state"])
-_EQUAL_IS_SAME = {bool, int, str, type(None), type, FunctionType, BuiltinFunctionType}
+_KINDS = "_pytree__nodes"  # of each object's attributes: data or static; copies share it
+_EQUAL_IS_SAME = {bool, int, str, type(None), HashableMapping}
 
 
 def _self_test() -> None:
@@ -37,6 +38,12 @@ def _self_test() -> None:
         raise ImportError(
             "jgraph.graph needs Flax to keep a Variable's value in a slot, and version "
             f"{flax.__version__} doesn't; install one that jgraph names (pip install -U jgraph)"
+        )
+    if type(vars(nnx.Module()).get(_KINDS)) is not HashableMapping:
+        raise ImportError(
+            "jgraph.graph needs Flax to keep the kinds of an object's attributes in a mapping, and "
+            f"version {flax.__version__} doesn't; install one that jgraph names "
+            "(pip install -U jgraph)"
         )
 
 
@@ -124,6 +131,34 @@ def attributes(x: Any) -> dict[str, Any]:
     return {k: v for k, v in vars(x).items() if not k.startswith("_pytree__") and k not in hidden}
 
 
+class _Noted(HashableMapping[str, bool]):
+    """The kinds of an object's attributes with a note; equal to those without one."""
+
+    def __init__(self, plain: HashableMapping[str, bool], note: Any) -> None:
+        super().__init__(plain)
+        self.plain, self.note = plain, note
+
+    def update(self, other: Mapping[str, bool]) -> HashableMapping[str, bool]:
+        return _Noted(self.plain.update(other), self.note)
+
+
+def add_note(x: Any, note: Any) -> None:
+    """Attach a note to an object, which its copies keep, and which is no part of its structure."""
+    vars(x)[_KINDS] = _Noted(vars(x)[_KINDS], note)
+
+
+def note_of(x: Any) -> Any:
+    """Return an object's note, None if it has none."""
+    return getattr(vars(x).get(_KINDS), "note", None)
+
+
+def drop_note(x: Any) -> None:
+    """Take the note off an object."""
+    kinds = vars(x).get(_KINDS)
+    if isinstance(kinds, _Noted):
+        vars(x)[_KINDS] = kinds.plain
+
+
 def metadata(variable: Any) -> dict[str, Any]:
     """Return a Variable's metadata."""
     return variable.get_metadata()
@@ -147,6 +182,7 @@ class Snapshot:
 
     def __init__(self, objects: Iterable[Any]) -> None:
         self._views: list[Any] = []
+        self._metadata: list[dict[str, Any]] = []
         seen: set[int] = set()
         for x in objects:
             self._collect(x, seen)
@@ -154,15 +190,16 @@ class Snapshot:
 
     def _remember(self, items: list[Any]) -> None:
         self._items = items
+        self._old_metadata = [dict(notes) for notes in self._metadata]
         # Twice the first, so that there are at least two and `itemgetter` returns a tuple.
-        unsafe = [i for i, x in enumerate(items) if type(x) not in _EQUAL_IS_SAME]
+        unsafe = [i for i, x in enumerate(items) if not _equal_is_same(type(x))]
         self._unsafe = itemgetter(*unsafe, unsafe[0]) if unsafe else lambda _: ()
         self._same = self._unsafe(items)
 
     def holds(self) -> bool:
         """Return whether everything is as it was."""
         now = list(chain.from_iterable(self._views))
-        if len(now) != len(self._items):
+        if len(now) != len(self._items) or not self._same_metadata():
             return False
         # Lists of equal pointers are equal without a look at what they point to.
         if all(map(is_, self._unsafe(now), self._same)) and now == self._items:
@@ -174,12 +211,18 @@ class Snapshot:
         self._remember(now)
         return True
 
+    def _same_metadata(self) -> bool:
+        try:
+            return self._metadata == self._old_metadata
+        except ValueError:  # of arrays, which have no one answer
+            return False
+
     def _collect(self, x: Any, seen: set[int]) -> None:
         if id(x) in seen:
             return
         if isinstance(x, nnx.Variable):
             seen.add(id(x))
-            self._views.append(x._var_metadata.values())
+            self._metadata.append(x._var_metadata)
             return
         if isinstance(x, (nnx.Pytree, nnx.State)):
             values: Any = vars(x).values()
@@ -197,3 +240,8 @@ class Snapshot:
             self._views.append(x if isinstance(x, dict) else vars(x))
         for value in list(values):
             self._collect(value, seen)
+
+
+def _equal_is_same(kind: type) -> bool:
+    """Return whether equal values of a type are as good as the same one."""
+    return kind in _EQUAL_IS_SAME or kind.__eq__ is object.__eq__

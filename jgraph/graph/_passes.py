@@ -6,11 +6,14 @@ the program as the user wrote it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from jgraph.graph._jaxpr import aval_text
 
 Pass: TypeAlias = Callable[[ClosedJaxpr], ClosedJaxpr]
 Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
@@ -33,6 +36,9 @@ def rewrite(program: ClosedJaxpr, rule: Rule) -> ClosedJaxpr:
 
     Returns:
         A program of the same inputs and outputs; the very same one where no rule applies.
+
+    Raises:
+        ValueError: the rule's function returns another number of outputs or other types.
     """
     jaxpr, consts = _rewrite(program.jaxpr, program.consts, rule)
     return program if jaxpr is program.jaxpr else ClosedJaxpr(jaxpr, consts)
@@ -83,8 +89,7 @@ def _rewrite(jaxpr: Jaxpr, consts: Sequence[Any], rule: Rule) -> tuple[Jaxpr, Se
         if replacement is None:
             equations.append(renamed)
             continue
-        inputs = [x.aval for x in renamed.invars]
-        closed = jax.make_jaxpr(replacement)(*map(_abstract, inputs))
+        closed = _traced(replacement, renamed)
         inner = dict(zip(closed.jaxpr.invars, renamed.invars, strict=True))
         for step in closed.jaxpr.eqns:
             new = _rename_inputs(step, inner)
@@ -93,13 +98,29 @@ def _rewrite(jaxpr: Jaxpr, consts: Sequence[Any], rule: Rule) -> tuple[Jaxpr, Se
         new_consts += closed.consts
         results = [_renamed(x, inner) for x in closed.jaxpr.outvars]
         names |= dict(zip(renamed.outvars, results, strict=True))
-    if all(a is b for a, b in zip(equations, jaxpr.eqns, strict=False)) and not names:
+    same = len(equations) == len(jaxpr.eqns) and all(map(operator.is_, equations, jaxpr.eqns))
+    if same and not names:
         return jaxpr, consts
     outputs = [_renamed(x, names) for x in jaxpr.outvars]
     new_jaxpr = jaxpr.replace(
         eqns=equations, outvars=outputs, constvars=[*jaxpr.constvars, *new_vars]
     )
     return new_jaxpr, [*consts, *new_consts]
+
+
+def _traced(replacement: Callable[..., Any], eqn: JaxprEqn) -> ClosedJaxpr:
+    # A function of its own: JAX gives one program, the same variables, for each use of one.
+    def fresh(*inputs: Any) -> Any:
+        return replacement(*inputs)
+
+    closed = jax.make_jaxpr(fresh)(*[_abstract(x.aval) for x in eqn.invars])
+    wanted, came = ([aval_text(x) for x in xs] for xs in (eqn.outvars, closed.jaxpr.outvars))
+    if wanted != came:
+        raise ValueError(
+            f"a pass must replace {eqn.primitive.name} by a function that returns "
+            f"[{', '.join(wanted)}], got [{', '.join(came)}]"
+        )
+    return closed
 
 
 def _rewrite_bodies(eqn: JaxprEqn, rule: Rule) -> JaxprEqn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -22,6 +22,11 @@ def join_path(root: str, keys: Iterable[Any]) -> str:
     """Return the path below a root: `join_path("model", ["bias"])` is `model.bias`."""
     text = attribute_path(keys)
     return f"{root}.{text}" if root and text and not text.startswith("[") else root + text
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+    """Return a function's name with its class, `Net.loss`, without the functions around it."""
+    return getattr(fn, "__qualname__", type(fn).__name__).rpartition("<locals>.")[2]
 
 
 def tree_path(keys: Iterable[Any]) -> str:

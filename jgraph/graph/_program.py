@@ -7,7 +7,7 @@ import dataclasses
 import operator
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.core
@@ -15,7 +15,6 @@ from jax.extend.core import ClosedJaxpr
 
 from jgraph.graph._arguments import Layout
 from jgraph.graph._captured import Captured
-from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._nnx import (
     flatten,
     flatten_again,
@@ -27,7 +26,8 @@ from jgraph.graph._nnx import (
     unflatten,
 )
 from jgraph.graph._passes import run_passes
-from jgraph.graph._paths import join_path
+from jgraph.graph._paths import function_name, join_path
+from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, module_scopes
 from jgraph.graph._settings import settings_now
 
@@ -69,13 +69,9 @@ class NestedObjectsError(Exception):
     """A container among the arrays turned out to hold NNX objects."""
 
 
-class Update:
-    """New values of leaves, with the plan that says whose; a pytree node."""
-
-    __slots__ = ("plan", "values")
-
-    def __init__(self, values: Any, plan: Plan) -> None:
-        self.values, self.plan = values, plan
+# New values of leaves under the plan that says whose. A dict, since its key is what jax.jit hands
+# back with the arrays without running Python.
+Update: TypeAlias = dict[Plan, Any]
 
 
 class Mark(NamedTuple):
@@ -84,9 +80,6 @@ class Mark(NamedTuple):
     number: int
 
 
-jax.tree_util.register_pytree_node(
-    Update, lambda u: ((u.values,), u.plan), lambda plan, children: Update(children[0], plan)
-)
 jax.tree_util.register_pytree_node(Mark, lambda m: ((), m.number), lambda n, _: Mark(n))
 
 
@@ -151,7 +144,7 @@ class Program:
 
     def trace(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> Traced:
         """Run the function on abstract values; the next call of these types needn't."""
-        traced = self._trace(leaves, arrays)
+        traced = self._take(leaves, arrays) or self._trace(leaves, arrays)
         self._waiting.append((_types(leaves, arrays), traced))
         return traced
 
@@ -172,11 +165,11 @@ class Program:
         result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])
         values = jax.tree.unflatten(plan.values, outputs[plan.num_results :])
         if plan.structure is not None:
-            return result, [leaves[i] for i in self.donated], Update(values, plan)
+            return result, [leaves[i] for i in self.donated], {plan: values}
         new = dict(zip(plan.changed, values, strict=True))
         always = [new.get(i, leaves[i]) for i in self.donated]
         others = [new[i] for i in self._written(plan)]
-        return result, always, Update(others, plan)
+        return result, always, {plan: others}
 
     def _written(self, plan: Plan) -> list[int]:
         gone = set(self.donated)
@@ -210,6 +203,7 @@ class Program:
         # Before the function runs: it may change a container that a Variable holds in place.
         before = [jax.tree.flatten(leaf) for leaf in leaves]
         objects, numbers = unflatten(face.structure, leaves)
+        drop_scopes(objects)  # an outer trace's: this program may be used in several places of it
         given, outside = objects[: face.num_arguments], objects[face.num_arguments :]
         args, kwargs = face.layout.restore(given, arrays)
         fn, hand_on = self._captured.replace(outside)
@@ -223,7 +217,7 @@ class Program:
         found, tree = jax.tree.flatten(result, is_leaf=is_boundary)
         inside = [x for x in found if is_object(x)]
         drop_scopes((objects, inside))
-        read_only.check(getattr(self._fn, "__qualname__", "the function"))
+        read_only.check(function_name(self._fn))
         marks = map(Mark, range(len(inside)))
         marked = jax.tree.unflatten(tree, [next(marks) if is_object(x) else x for x in found])
         results, described = jax.tree.flatten(marked)
@@ -291,5 +285,3 @@ def _types(leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
     """Return what a trace of these depends on, to be hashed."""
     flat, structure = jax.tree.flatten((list(leaves), list(arrays)))
     return tuple(map(jax.typeof, flat)), structure, tuple(settings_now().values())
-
-

@@ -6,13 +6,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from jgraph.graph._signature import Leaf, Signature
+from jgraph.graph._signature import SAME, Leaf, Signature
 
 FIRST = "the first call"
 
 _UNCHANGED = (
     "nothing about the call changed: JAX's caches were cleared (jax.clear_caches()), or this "
     "program had left them; call it with fewer kinds of arguments, or don't clear them"
+)
+_HIDDEN = (
+    "the structure of the objects or the static values differ in a part that looks the same when "
+    "printed: give its class __eq__ and __hash__, or make it once and pass the same one"
 )
 _LONGEST = 200
 _MODES = ("deterministic", "use_running_average")
@@ -38,7 +42,7 @@ def reason(new: Signature, old: Sequence[Signature], *, traced: bool) -> str:
         return FIRST
     found = min((differences(new, before) for before in old), key=len)
     if not found:
-        return _UNCHANGED
+        return _UNCHANGED if any(new.program is before.program for before in old) else _HIDDEN
     return ("" if traced else "without a trace, ") + " ".join(_sentences(found))
 
 
@@ -119,9 +123,13 @@ def _type(path: str, old: str, new: str) -> Difference:
         remedy = f"Cast it, {path}.astype({old_dtype!r}), or keep one dtype"
         return Difference(path, f"dtype was {old}, is {new}", remedy)
     remedy = "Pad it to one shape, or drop the last, smaller batch"
-    if len(old_shape.split(",")) != len(new_shape.split(",")):
+    if _num_axes(old_shape) != _num_axes(new_shape):
         remedy = "Give it one number of axes"
     return Difference(path, f"shape was {old}, is {new}", remedy)
+
+
+def _num_axes(shape: str) -> int:
+    return len(shape.strip("]").split(",")) if shape != "]" else 0
 
 
 def _come_or_gone(path: str, old: Leaf | None, new: Leaf | None) -> Difference:
@@ -144,9 +152,13 @@ def _values(
 
 
 def _comes_with_another(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
-    """Return whether a whole module came or went, with all that is in it."""
+    """Return whether a whole module came, went or is shared now, with all that is in it."""
     above = (path[: match.start()] for match in re.finditer(r"[.\[]", path))
-    return any((p in old) != (p in new) for p in above)
+    return any(_is_told(old, p) != _is_told(new, p) for p in above)
+
+
+def _is_told(told: Mapping[str, str], path: str) -> bool:
+    return path in told and not told[path].startswith(SAME)
 
 
 def _shorten(old: str | None, new: str | None) -> tuple[str | None, str | None]:

@@ -1,15 +1,16 @@
 """Module paths in the name stack: every submodule call runs under `jax.named_scope`.
 
 NNX leaves no trace of its modules in a traced program. While jgraph traces, each module carries
-its path, and the `__call__` of its class, for that time only, enters the scope. The path is an
-attribute of the module that equals every other path, so that the copies `nnx.grad` or `nnx.scan`
-make keep it, while modules that differ in nothing else still have equal structures.
+its path as a note, and the `__call__` of its class, for that time only, enters the scope. Copies
+that `nnx.grad` or `nnx.scan` make keep the note, and it makes no difference of structure.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import operator
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -19,29 +20,10 @@ import jax
 from flax import nnx
 
 from jgraph._eager import jit_is_off
-from jgraph.graph._nnx import walk
+from jgraph.graph._nnx import add_note, drop_note, note_of, walk
 from jgraph.graph._paths import attribute_path
 
-_ATTRIBUTE = "_jgraph_scope"
 _METHODS = ("__call__", "update")
-
-
-class _Scope:
-    """A module's path; equal to every other, so that it makes no difference of structure."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: tuple[str, ...]) -> None:
-        self.parts = parts
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Scope)
-
-    def __hash__(self) -> int:
-        return hash(_Scope)
-
-    def __repr__(self) -> str:
-        return "/".join(self.parts)
 
 
 class _Enclosing(threading.local):
@@ -87,8 +69,7 @@ def module_scopes(objects: Iterable[tuple[str, Any]]) -> Iterator[None]:
     inside the traced function, with `nnx.merge`. Without a trace it does nothing.
 
     Args:
-        objects: (name of the root, NNX object) of this trace; the objects get an attribute for
-            the time of the trace.
+        objects: (name of the root, NNX object) of this trace.
     """
     if jit_is_off():
         yield
@@ -100,8 +81,8 @@ def module_scopes(objects: Iterable[tuple[str, Any]]) -> Iterator[None]:
             if not _has_scope(node):
                 continue
             methods |= _methods(type(node))
-            if _ATTRIBUTE not in vars(node):
-                vars(node)[_ATTRIBUTE] = _Scope(_parts(root, path))
+            if note_of(node) is None:
+                add_note(node, _parts(root, path))
                 tagged.append(node)
     _PATCHES.enter(methods)
     try:
@@ -109,14 +90,14 @@ def module_scopes(objects: Iterable[tuple[str, Any]]) -> Iterator[None]:
     finally:
         _PATCHES.exit(methods)
         for node in tagged:
-            vars(node).pop(_ATTRIBUTE, None)
+            drop_note(node)
 
 
 def drop_scopes(objects: Any) -> None:
     """Take the paths off objects that copies of scoped modules were put into."""
     for _, node in walk(objects):
         if isinstance(node, nnx.Pytree):
-            vars(node).pop(_ATTRIBUTE, None)
+            drop_note(node)
 
 
 def _has_scope(node: Any) -> bool:
@@ -147,13 +128,12 @@ def _parts(root: str, path: tuple[Any, ...]) -> tuple[str, ...]:
 def _scoped(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = vars(self).get(_ATTRIBUTE)
-        if scope is None:
+        outer, inner = _ENCLOSING.parts, note_of(self)
+        if inner is None or outer == inner:  # a method of the same module, through super()
             return method(self, *args, **kwargs)
-        outer, inner = _ENCLOSING.parts, scope.parts
-        if outer == inner:  # a method of the same module, through super()
-            return method(self, *args, **kwargs)
-        relative = inner[len(outer) :] if inner[: len(outer)] == outer else inner
+        # What a module shares with others is also called from outside of its own path.
+        common = sum(itertools.takewhile(bool, map(operator.eq, outer, inner)))
+        relative = inner[common:] or inner[-1:]
         _ENCLOSING.parts = inner
         try:
             with jax.named_scope("/".join(relative)):

@@ -17,6 +17,7 @@ from jgraph.graph._nnx import attributes, is_object, metadata, walk
 from jgraph.graph._paths import join_path, tree_path
 from jgraph.graph._settings import settings_now
 
+SAME = "the same object as "
 # `float32[8@x,3]`: a type with explicit axes says where it is, and so does the placement.
 _AXES = re.compile(r"@(\([^)]*\)|[^,\]]+)")
 
@@ -44,6 +45,7 @@ class Signature:
         objects: modules, Variables and their static attributes, by path.
         settings: JAX's settings.
         surroundings: whether the call is part of an outer trace.
+        program: what was compiled for this structure of objects and arguments.
     """
 
     leaves: Mapping[str, Leaf]
@@ -52,6 +54,7 @@ class Signature:
     objects: Mapping[str, str]
     settings: Mapping[str, str]
     surroundings: Mapping[str, str]
+    program: object = None
 
 
 def signature_of(
@@ -85,6 +88,7 @@ def signature_of(
         objects_of(objects, bound.binding.labels),
         settings_now(),
         {"the call": "inside another trace" if program.interface.inside else "at top level"},
+        program,
     )
 
 
@@ -117,12 +121,14 @@ def objects_of(objects: Sequence[Any], labels: Sequence[str]) -> dict[str, str]:
     first: dict[int, str] = {}
     for root, label in zip(objects, labels, strict=True):
         if id(root) in first:
-            found[label] = f"the same object as {first[id(root)]}"
+            found[label] = SAME + first[id(root)]
             continue
         for path, node in walk(root):
+            if not is_object(node):  # numbers are the same object everywhere
+                continue
             name = join_path(label, path)
             if id(node) in first:
-                found[name] = f"the same object as {first[id(node)]}"
+                found[name] = SAME + first[id(node)]
                 continue
             first[id(node)] = name
             found |= _describe(name, node)
@@ -133,8 +139,6 @@ def _describe(name: str, node: Any) -> dict[str, str]:
     if isinstance(node, nnx.Variable):
         notes = {k: v for k, v in sorted(metadata(node).items()) if v not in (None, False)}
         return {name: type(node).__name__ + (f" {notes}" if notes else "")}
-    if not isinstance(node, nnx.Pytree):
-        return {}
     found = {name: type(node).__name__}
     for key, value in attributes(node).items():
         if not _has_data(value):

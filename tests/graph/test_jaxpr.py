@@ -23,6 +23,16 @@ def product(x, w):
         return jnp.sum(jnp.tanh(x @ w))
 
 
+def remat_inside(x, w):
+    with jax.named_scope("model"):
+        return jax.checkpoint(product_of_block)(x, w)
+
+
+def product_of_block(x, w):
+    with jax.named_scope("blocks[3]/conv"):
+        return jnp.sum(jnp.tanh(x @ w))
+
+
 def products(program):
     """Return the stack of each product, with those of the calls around it."""
 
@@ -57,6 +67,12 @@ PATH = ("model", "blocks[3]", "conv")
 def test_a_scope_survives_every_transformation(transform, args):
     found = products(jax.make_jaxpr(transform(product))(*args))
     assert found
+    assert {scopes for scopes, _ in found} == {PATH}
+
+
+def test_remat_inside_a_module_does_not_name_it_twice():
+    found = products(jax.make_jaxpr(jax.grad(remat_inside))(*ARGS))
+    assert len(found) >= 3
     assert {scopes for scopes, _ in found} == {PATH}
 
 

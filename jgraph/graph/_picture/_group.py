@@ -111,6 +111,15 @@ def _join(groups: list[Group]) -> list[Group]:
     return groups
 
 
+def _join_end(groups: list[Group]) -> None:
+    """Join the groups of operations that no submodule depends on."""
+    parts = [group for group in groups if group.part is not None]
+    chips = [group for group in groups if group.part is None]
+    ends = [chip for chip in chips if not any(map(chip.reaches, parts))]
+    for other in ends[1:]:
+        _melt(ends[0], other, groups)
+
+
 def _melt(a: Group, b: Group, groups: list[Group]) -> None:
     """Make `b` a part of `a`."""
     a.ops = sorted([*a.ops, *b.ops], key=lambda op: op.id)
@@ -137,6 +146,8 @@ def grouped(
     depth: int,
     paths: Mapping[int, tuple[str, ...]],
     reads: Mapping[int, tuple[int, ...]],
+    *,
+    one_end: bool = False,
 ) -> tuple[list[Group], list[Op]]:
     """Sort a module's operations into groups.
 
@@ -145,6 +156,7 @@ def grouped(
         depth: length of the module's own path.
         paths: the path of each operation.
         reads: the ids each operation depends on, constants and parameters left out.
+        one_end: whether what no submodule depends on becomes one group, such as a loss.
 
     Returns:
         The groups in the order of their dependence, and the operations that belong to none.
@@ -156,4 +168,7 @@ def grouped(
             sorter.waiting[op.id] = op  # the loop this module is, not an operation in it
             continue
         sorter.put(op, path[depth] if len(path) > depth else None)
-    return _in_order(_join(sorter.groups)), list(sorter.waiting.values())
+    groups = _join(sorter.groups)
+    if one_end:
+        _join_end(groups)
+    return _in_order(groups), list(sorter.waiting.values())

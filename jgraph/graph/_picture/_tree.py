@@ -48,7 +48,10 @@ class _Builder:
         is_first = path not in self.shown  # the backward pass of a module called twice counts once
         self.shown.add(path)
         node = Node(name, kind, scope=scope)
-        groups, node.ops = grouped(ops, depth, self.facts.paths, self.facts.reads)
+        is_training = not path and self.facts.has_backward
+        groups, node.ops = grouped(
+            ops, depth, self.facts.paths, self.facts.reads, one_end=is_training
+        )
         node.children = [self._child(group, path) for group in groups]
         node.edges = _edges(self.facts, groups, ops)
         node.forward = sum(op.total_flops for op in ops)
