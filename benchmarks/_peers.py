@@ -15,9 +15,9 @@ Step = Callable[[np.ndarray, np.ndarray], Any]
 def steps(layers: int, width: int) -> Iterator[tuple[str, Step]]:
     """Yield (name, a train step on two arrays) of each library there is."""
     for name, needs, build in (
+        ("torch, eager", "torch", _torch),  # before TensorFlow, or it crashes
         ("Keras 3 on JAX, train_on_batch", "keras", _keras),
         ("tf.function", "tensorflow", _tensorflow),
-        ("torch, eager", "torch", _torch),
     ):
         if importlib.util.find_spec(needs) is not None:
             yield name, build(layers, width)

@@ -18,13 +18,16 @@ ROOT = Path(jgraph.__file__).parents[1]
 
 # Waits for the signal where half of the run is written.
 WHILE_SAVING = """
-import signal, sys
+import sys, threading
 from jgraph._cli import main
 from jgraph._finetune import _save
 
 def write_report(path, **arguments):
     print("saving now", file=sys.stderr, flush=True)
-    signal.pause()
+    never = threading.Event()
+    # Not one long wait: a signal that arrives right before it would be lost.
+    while not never.wait(0.05):
+        pass
 
 _save.write_report = write_report
 sys.exit(main(sys.argv[1:]))

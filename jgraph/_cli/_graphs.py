@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jgraph._cli._parser import Parser, whole
+from jgraph._cli._parser import Parser, add_run_folder, whole
 from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean_path
 
@@ -31,7 +31,7 @@ def add_draw(commands: Any) -> Parser:
         help="draw a run's network",
         description="Draw the network of a run: its modules, shapes and what they cost.",
     )
-    parser.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add_run_folder(parser)
     parser.add_argument(
         "picture",
         nargs="?",
@@ -51,7 +51,7 @@ def add_inspect(commands: Any) -> Parser:
         help="say what a run holds",
         description="Say what a run holds and what its network costs, part by part.",
     )
-    parser.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add_run_folder(parser)
     parser.add_argument(
         "--depth", type=whole, default=2, metavar="N", help="levels of parts (default: %(default)s)"
     )

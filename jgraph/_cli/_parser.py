@@ -38,3 +38,8 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def add_run_folder(parser: Parser) -> None:
+    """Add the argument RUN."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/latest")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jgraph._cli._parser import Parser, number, whole
+from jgraph._cli._parser import Parser, add_run_folder, number, whole
 from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean_path
 
@@ -92,7 +92,7 @@ def add_predict(commands: Any) -> Parser:
         description="Classify pictures. Files that are no pictures are named, the rest goes on.",
     )
     add = parser.add_argument
-    add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add_run_folder(parser)
     add("pictures", nargs="+", metavar="PICTURE|FOLDER", help="files, and folders of files")
     add("--top", type=whole, default=5, metavar="K", help="classes per picture (default: 5)")
     add("--json", action="store_true", help="print JSON")
@@ -110,7 +110,7 @@ def add_evaluate(commands: Any) -> Parser:
         description="Measure a run on a folder of pictures of its classes.",
     )
     add = parser.add_argument
-    add("run_folder", metavar="RUN", help="a run folder, such as runs/latest")
+    add_run_folder(parser)
     add("data", metavar="DATA", help="CLASS/NAME.jpg with the run's classes")
     add("--json", action="store_true", help="print JSON")
     _add_on_bad_picture(parser)

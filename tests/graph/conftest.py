@@ -12,6 +12,8 @@ import optax
 import pytest
 from flax import nnx
 
+from jgraph.graph import function
+
 
 class Net(nnx.Module):
     """Linear layers, statistics, a random mask and a static number."""
@@ -95,6 +97,22 @@ def counter() -> Callable[..., Any]:
             self.value = value if is_variable else nnx.Variable(jnp.array(value, jnp.float32))
 
     return Counter
+
+
+@pytest.fixture
+def call() -> Callable[..., str]:
+    """Call a new function, and again; return why it was traced or compiled the second time."""
+
+    def why(first: Any, then: Any, body: Any = lambda x: x * 2, **options: Any) -> str:
+        f = function(body, **options)
+        f(*first)
+        f(*then)
+        reasons = [graph.reason for graph in f.graphs]
+        assert reasons[:1] == ["the first call"]
+        assert len(reasons) == 2
+        return reasons[1]
+
+    return why
 
 
 @pytest.fixture

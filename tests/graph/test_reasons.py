@@ -32,19 +32,6 @@ def second(f):
     return f.graphs[1].reason
 
 
-@pytest.fixture
-def call():
-    """Call a new function, and again; return why it was traced or compiled the second time."""
-
-    def why(first, then, body=lambda x: x * 2, **options):
-        f = function(body, **options)
-        f(*first)
-        f(*then)
-        return second(f)
-
-    return why
-
-
 # Arrays.
 
 
