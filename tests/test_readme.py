@@ -49,6 +49,7 @@ def test_python(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_commands_in_their_order():
     ran = [command for command in COMMANDS if command.startswith("jgraph ")]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jgraph import hub, models
+from jgraph._eager import jit_is_off
 from jgraph._errors import ModuleFormatError
 from jgraph._finetune._card import card
 from jgraph._finetune._corpus import Corpus
@@ -123,6 +124,12 @@ def save(finished: Finished, out: Path | None) -> Path:
         return folder
 
 
+def _draw(finished: Finished, path: Path) -> str:
+    """Draw the network into an SVG file, and return its text."""
+    network_graph(finished.model).draw(path, title=finished.settings.backbone)
+    return path.read_text("utf-8")
+
+
 def _next_number(name: str) -> int:
     pattern = re.compile(re.escape(name) + r"-(\d{3,})")
     entries = os.listdir(RUNS) if RUNS.is_dir() else []
@@ -152,8 +159,8 @@ def _write(finished: Finished, folder: Path) -> Path:
         _write_json(unfinished / "metrics.json", {**headline, "others": others})
         _write_json(unfinished / "config.json", _config(finished))
         _write_json(unfinished / "split.json", _split(finished.corpus))
-        picture = unfinished / "network.svg"
-        network_graph(model).draw(picture, title=finished.settings.backbone)
+        # While debugging nothing is traced: a breakpoint would stop at values that are none.
+        picture = "" if jit_is_off() else _draw(finished, unfinished / "network.svg")
         write_report(
             unfinished / "report.html",
             title=folder.name,
@@ -161,7 +168,7 @@ def _write(finished: Finished, folder: Path) -> Path:
             scores=finished.scores,
             curves=finished.curves,
             pictures=finished.pictures,
-            network=picture.read_text("utf-8"),
+            network=picture,
             next_commands=finished.next_commands(folder),
             notices=finished.notices,
         )

@@ -197,11 +197,13 @@ def test_debug_runs_without_jit(paint, monkeypatch):
     original = tiny.features
     monkeypatch.setattr(tiny, "features", features)
     quick = jg.finetune(folder, verbose=False)
-    assert seen == [True]
+    assert seen == [True, True]  # to embed pictures, and to draw the network
+    assert (quick.folder / "network.svg").is_file()
     seen.clear()
     slow = jg.finetune(folder, debug=True, verbose=False)
     assert seen
     assert not any(seen)
+    assert not (slow.folder / "network.svg").exists()
     assert slow.metrics["accuracy"] == quick.metrics["accuracy"]
 
 

@@ -103,6 +103,7 @@ def test_the_test_set_does_not_decide(paint, monkeypatch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
 def test_with_few_pictures_every_fold_is_fine_tuned(better, small, monkeypatch, capsys):
     decide(monkeypatch, math.inf if better else -1.0)

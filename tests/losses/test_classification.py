@@ -288,6 +288,7 @@ def test_one_hot_soft_labels_are_the_labels() -> None:
         np.testing.assert_allclose(soft, sparse_softmax_cross_entropy(z, labels), rtol=RELATIVE)
 
 
+@pytest.mark.slow
 def test_soft_labels_have_a_gradient_and_a_hessian() -> None:
     z, q = jnp.array([0.3, -1.0, 2.0, 2.0]), jnp.array([0.5, 0.0, 0.25, 0.25])
     log_p = scipy.special.log_softmax(np.asarray(z, np.float64))

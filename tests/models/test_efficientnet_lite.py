@@ -101,6 +101,7 @@ def test_eval_mode_changes_nothing(model, pictures):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_every_param_has_a_finite_gradient_that_is_not_zero(model, pictures):
     @nnx.jit
     def gradients(model):

@@ -227,6 +227,7 @@ def test_compiles_once_and_evaluates_with_one_program() -> None:
     assert traces == [(6, 3), (6, 3), (5, 3)]
 
 
+@pytest.mark.slow
 def test_without_jit_it_is_the_same_program() -> None:
     models = [Network(nnx.Rngs(0)) for _ in range(2)]
     threads = []
