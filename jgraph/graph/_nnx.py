@@ -182,7 +182,8 @@ class Snapshot:
 
     def __init__(self, objects: Iterable[Any]) -> None:
         self._views: list[Any] = []
-        self._metadata: list[dict[str, Any]] = []
+        # Whose names are data: metadata and containers. A list of dicts is compared in C.
+        self._named: list[dict[Any, Any]] = []
         seen: set[int] = set()
         for x in objects:
             self._collect(x, seen)
@@ -190,7 +191,7 @@ class Snapshot:
 
     def _remember(self, items: list[Any]) -> None:
         self._items = items
-        self._old_metadata = [dict(notes) for notes in self._metadata]
+        self._old_named = [dict(names) for names in self._named]
         # Twice the first, so that there are at least two and `itemgetter` returns a tuple.
         unsafe = [i for i, x in enumerate(items) if not _equal_is_same(type(x))]
         self._unsafe = itemgetter(*unsafe, unsafe[0]) if unsafe else lambda _: ()
@@ -199,11 +200,13 @@ class Snapshot:
     def holds(self) -> bool:
         """Return whether everything is as it was."""
         now = list(chain.from_iterable(self._views))
-        if len(now) != len(self._items) or not self._same_metadata():
+        if len(now) != len(self._items):
             return False
         # Lists of equal pointers are equal without a look at what they point to.
         if all(map(is_, self._unsafe(now), self._same)) and now == self._items:
-            return True
+            return self._same_names()
+        if not self._same_names():
+            return False
         # nnx.jit gives every module it has run another PytreeState: no change of structure.
         for a, b in zip(now, self._items, strict=True):
             if a is not b and not type(a) is type(b) is _PYTREE_STATE:
@@ -211,10 +214,10 @@ class Snapshot:
         self._remember(now)
         return True
 
-    def _same_metadata(self) -> bool:
+    def _same_names(self) -> bool:
         try:
-            return self._metadata == self._old_metadata
-        except ValueError:  # of arrays, which have no one answer
+            return self._named == self._old_named
+        except (TypeError, ValueError):  # of arrays, which have no one answer
             return False
 
     def _collect(self, x: Any, seen: set[int]) -> None:
@@ -222,7 +225,7 @@ class Snapshot:
             return
         if isinstance(x, nnx.Variable):
             seen.add(id(x))
-            self._metadata.append(x._var_metadata)
+            self._named.append(x._var_metadata)
             return
         if isinstance(x, (nnx.Pytree, nnx.State)):
             values: Any = vars(x).values()
@@ -235,9 +238,8 @@ class Snapshot:
         seen.add(id(x))
         if not isinstance(x, tuple):
             self._views.append(values)
-        # Where names are data, one is renamed more easily than an attribute of a class is.
         if isinstance(x, (dict, nnx.Dict)):
-            self._views.append(x if isinstance(x, dict) else vars(x))
+            self._named.append(x if isinstance(x, dict) else vars(x))
         for value in list(values):
             self._collect(value, seen)
 
