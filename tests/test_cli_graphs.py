@@ -37,7 +37,7 @@ def test_inspect_says_what_there_is(finished, capsys):
     lines = capsys.readouterr().out.splitlines()
     # 4,652,008 parameters of the published network, less its head of 1,281,000, and 1280 x 3 + 3
     # of this one; BatchNorm's 42,016 statistics are held as well.
-    assert lines[1] == "network   efficientnet_lite0, 3.42 M parameters, 13.7 MB"
+    assert lines[1] == "network   efficientnet_lite0, 3.37 M parameters, 13.7 MB"
     assert lines[2] == "classes   dots, plain, rows"
     assert lines[3] == "picture   32 x 32, RGB"
     total = lines[-1].split()

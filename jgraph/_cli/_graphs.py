@@ -75,13 +75,17 @@ def _draw(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     if args.depth < 1:
         raise InputError(f"depth must be at least 1, got {args.depth}")
+    import jax
+    from flax import nnx
+
     run = _load(args)
     graph = run.graph()
     side = run.model.preprocessing.image_size
     weights = sum(x.nbytes for x in graph.state.values() if hasattr(x, "nbytes"))
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(run.model, nnx.Param)))
     rows = {
         "run": run.folder,
-        "network": f"{run.network}, {weights / 4e6:.2f} M parameters, {_size(weights)}",
+        "network": f"{run.network}, {parameters / 1e6:.2f} M parameters, {_size(weights)}",
         "classes": ", ".join(run.class_names),
         "picture": f"{side} x {side}, RGB",
         "accuracy": f"{run.metrics['accuracy']:.3f} of {run.metrics['count']} pictures",

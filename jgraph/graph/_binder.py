@@ -14,6 +14,7 @@ from jgraph.graph._arguments import Parameters, Sorted
 from jgraph.graph._binding import Binding
 from jgraph.graph._bound import Bound
 from jgraph.graph._captured import Captured
+from jgraph.graph._nnx import is_object
 from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
 
 _MOST_BOUND = 64
@@ -141,12 +142,21 @@ class Binder:
             try:
                 jax.typeof(x)
             except TypeError:
-                argument = path.partition("[")[0]
                 raise InputError(
                     f"{self._name}: arguments must be arrays, numbers, NNX objects or pytrees of "
-                    f"them, and {path} is the {type(x).__name__} {x!r:.60}; to choose code by it "
-                    f"write jg.function(static={argument!r})"
+                    f"them, and {path} is the {type(x).__name__} {x!r:.60}; {_advice(path, x)}"
                 ) from None
+
+
+def _advice(path: str, x: Any) -> str:
+    """Say what to do with an argument that can't be traced."""
+    held = [name for name, value in getattr(x, "__dict__", {}).items() if is_object(value)]
+    if held:
+        return (
+            f"pass {path}.{held[0]}, which it holds, as an argument of its own, or make "
+            f"{type(x).__name__} an nnx.Module"
+        )
+    return f"to choose code by it write jg.function(static={path.partition('[')[0]!r})"
 
 
 def _are_arrays(leaf: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from itertools import starmap
 from typing import Any, overload
 
+import jax
 from jax.extend.core import get_opaque_trace_state
 
 from jgraph._eager import jit_is_off
@@ -141,6 +142,9 @@ class Function:
         box: list[Any] = []
         try:
             box.extend(starmap(bound.program.jit, (inputs,)))
+            is_new = self._history.fresh or COMPILES.total != seen
+            # Before the objects change: the reason speaks of what the call was given.
+            signature = self._signature(bound, call, inputs) if is_new else None
             result = bound.write(objects, *box[0])
         except BaseException as error:
             if box:
@@ -152,8 +156,8 @@ class Function:
                     held.clear()
                 release_arrays(error)
             raise
-        if self._history.fresh or COMPILES.total != seen:
-            self._note(bound, call, inputs, seen)
+        if signature is not None:
+            self._note(bound, signature, inputs, seen)
         return result
 
     def _run_inside(self, call: Sorted) -> Any:
@@ -167,7 +171,7 @@ class Function:
             self._explain(error, bound, call, inputs)
             raise
         if self._history.fresh:
-            self._note(bound, call, inputs, COMPILES.total)
+            self._note(bound, self._signature(bound, call, inputs), inputs, COMPILES.total)
         return bound.write_inside(objects, *outputs)
 
     # What is known about each trace and compilation.
@@ -180,7 +184,7 @@ class Function:
         labels = self._parameters.labels(program.interface.layout)
         return Graph(self._name, traced, program.interface, labels, program.donated)
 
-    def _note(self, bound: Bound, call: Sorted, inputs: Any, seen: int) -> None:
+    def _note(self, bound: Bound, signature: Signature, inputs: Any, seen: int) -> None:
         """Record a graph that this call has traced or compiled."""
         graph, seconds = self._history.take(), COMPILES.since(seen)
         if graph is None and seconds is None:
@@ -193,7 +197,7 @@ class Function:
             graph = self._new_graph(bound.program, known)
         graph.compile_seconds = seconds
         graph.read_state_by(bound.binding.reader())
-        self._history.record(graph, self._signature(bound, call, inputs), traced=traced)
+        self._history.record(graph, signature, traced=traced)
         self._history.check()
 
     def _explain(self, error: BaseException, bound: Bound, call: Sorted, inputs: Any) -> None:
@@ -203,6 +207,11 @@ class Function:
         self._history.take()
         if isinstance(error, TypeError):
             self._binder.check_traceable(call)
+        if isinstance(error, jax.errors.ConcretizationTypeError):
+            error.add_note(
+                f"{self._name} was traced, so its arguments had shapes and types, and no values. "
+                "What chooses code is static: jg.function(static='name of the argument')"
+            )
 
     def _signature(self, bound: Bound, call: Sorted, inputs: Any) -> Signature:
         labels = self._parameters.labels(call.layout)
@@ -261,8 +270,10 @@ def function(
     NNX objects (modules, optimizers, metrics, Rngs, Variables) may stand in any argument, also
     inside containers, and may be returned. What the function changes in them is written back when
     it returns, Variables that two objects share stay shared, and after an exception everything is
-    as it was. An object that the function closes over can be read; a write to it raises. An
-    `nnx.State` is a pytree of values.
+    as it was (but for memory that was donated to a run that failed on the device). An object that
+    the function closes over can be read; a write to it raises. An `nnx.State` is a pytree of
+    values. As under jax.jit, containers are copies inside, and an array that is closed over is a
+    constant.
 
     Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under
     `jax.disable_jit()` it is the plain function.
@@ -273,9 +284,9 @@ def function(
             has a graph of its own.
         donate: "state" lets a call overwrite the memory of the arrays it replaces in NNX objects,
             which saves a copy of the state; names do it for single arguments, of which pytrees of
-            arrays can't be used afterwards. An array that is also held elsewhere is refused
-            before anything is lost; where a Variable holds a container, that is looked at, not
-            the arrays in it.
+            arrays can't be used afterwards. An array of an NNX object that is also held elsewhere
+            is refused before anything is lost; where a Variable holds a container, that is looked
+            at, not the arrays in it.
         max_graphs: the number of graphs from which on another one is an error.
 
     Returns:

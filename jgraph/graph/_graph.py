@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
 from jgraph._errors import InputError
@@ -269,6 +270,11 @@ class Graph:
         return state + self._argument_paths
 
     def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
+        if not isinstance(state, Mapping) or isinstance(state, nnx.State):
+            raise InputError(
+                "graph.apply takes the state first, a dict of arrays by path such as graph.state; "
+                f"got {type(state).__name__}"
+            )
         paths = self._interface.paths
         missing = [p for p in paths if p not in state]
         extra = [p for p in state if p not in set(paths)]

@@ -58,9 +58,9 @@ class History:
             graph.reason = reason(signature, self._signatures, traced=traced)
             self.graphs.append(graph)
             self._signatures.append(signature)
-            number = len(self.graphs)
-        if number > 1:
-            level = logging.WARNING if number > 2 else logging.INFO
+            number = len(self.graphs) - 1
+        if number:
+            level = logging.WARNING if number > 1 else logging.INFO
             verb = "traced" if traced else "compiled"
             _LOG.log(
                 level, "%s was %s again (graph %d): %s", self._name, verb, number, graph.reason
@@ -106,6 +106,6 @@ class History:
 
     def _error(self, why: str) -> RetraceError:
         return RetraceError(
-            f"{self._name} may have {self._max} graphs (max_graphs={self._max}), and this call "
-            f"needs another one: {why}"
+            f"{self._name} may have {self._max} graph{'s' if self._max != 1 else ''} "
+            f"(max_graphs={self._max}), and this call needs another one: {why}"
         )

@@ -110,7 +110,9 @@ def containers_of(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
     found = {}
     for label, x in pairs:
         structure = jax.tree.structure(x)
-        if not jax.tree_util.treedef_is_leaf(structure):
+        if x is None:
+            found[label] = "None"
+        elif not jax.tree_util.treedef_is_leaf(structure):
             found[label] = str(structure)
     return found
 

@@ -30,6 +30,7 @@ def test_the_snippets_run(copied, capsys):
     assert re.match(r"pictures/dots/\d+\.png: dots \d\.\d{3}, ", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace", "tiny")
 def test_the_snippets_run_with_blanks_and_quotes_in_the_names(paint, capsys):
     paint(Path('my mother\'s "pets"'), {"dots": 8, "plain": 6})

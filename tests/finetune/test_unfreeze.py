@@ -136,6 +136,7 @@ def test_the_folds_loss_is_that_of_the_logits_shown(small, monkeypatch):
     assert run.metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_lopsided_classes_are_compared_by_the_same_loss(paint, monkeypatch):
     """Before and after are both means over pictures, however the classes are weighed."""
     folder = paint(Path("pets"), {"dots": 11, "plain": 3}, noise=120)

@@ -335,3 +335,32 @@ def test_a_variable_with_a_reference_is_refused():
         "m.v holds a jax Ref, which jg.function doesn't take: make it a plain Variable "
         "(nnx.Variable(value, ref=False))"
     )
+
+
+def test_a_plain_object_that_holds_a_model_is_named(net):
+    class Trainer:
+        def __init__(self):
+            self.model = net()
+
+        @function
+        def forward(self, x):
+            return self.model(x)
+
+    trainer = Trainer()
+    with pytest.raises(jg.InputError) as error:
+        trainer.forward(jnp.ones((1, 3)))
+    assert str(error.value).startswith("Trainer.forward: arguments must be arrays, ")
+    assert str(error.value).endswith(
+        "pass self.model, which it holds, as an argument of its own, or make Trainer an nnx.Module"
+    )
+
+
+def test_code_chosen_by_a_traced_value_says_what_is_static():
+    f = function(lambda x, train: x if train else -x)
+    with pytest.raises(jax.errors.TracerBoolConversionError) as error:
+        f(jnp.ones(2), True)
+    note = (
+        "<lambda> was traced, so its arguments had shapes and types, and no values. "
+        "What chooses code is static: jg.function(static='name of the argument')"
+    )
+    assert note in error.value.__notes__

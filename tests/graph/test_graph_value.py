@@ -355,3 +355,15 @@ def test_a_sum_costs_an_addition_per_number(x):
     assert graph.flops == 12
     assert [op.name for op in graph.ops] == ["add"]
     assert repr(graph) == "Graph('<lambda>', 1 operations)"
+
+
+def test_apply_takes_a_dict_of_arrays():
+    graph = function(lambda x: x).graph(jnp.ones(2))
+    with pytest.raises(InputError, match="takes the state first, a dict of arrays by path"):
+        graph.apply(nnx.State({}))
+
+
+def test_a_picture_needs_its_folder(tmp_path):
+    graph = function(lambda x: x + 1).graph(jnp.ones(2))
+    with pytest.raises(InputError, match=r"^the picture's folder must exist, and .*no doesn't$"):
+        graph.draw(tmp_path / "no" / "x.svg")

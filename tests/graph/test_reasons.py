@@ -364,3 +364,24 @@ def test_cleared_caches():
         "nothing about the call changed: JAX's caches were cleared (jax.clear_caches()), or this "
         "program had left them; call it with fewer kinds of arguments, or don't clear them"
     )
+
+
+def test_a_reason_tells_what_the_call_was_given_not_what_it_left():
+    class Counting(nnx.Module):
+        def __init__(self):
+            self.count = 0
+
+        def __call__(self, x):
+            self.count += 1
+            return x * self.count
+
+    f, model = function(lambda model, x: model(x)), Counting()
+    for wanted in (1, 2):
+        assert float(f(model, jnp.ones(()))) == wanted
+    assert second(f).startswith("model.count: was 0, is 1.")
+
+
+def test_none_in_place_of_nothing(call):
+    assert call((1.0,), (1.0, None), lambda x, mask=None: x).startswith(
+        "mask: structure was one array, is None."
+    )

@@ -61,7 +61,7 @@ def test_logged_once_each_from_the_second_retrace_on(caplog):
     assert [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "jgraph"] == [
         (
             level,
-            f"{name} was traced again (graph {n}): "
+            f"{name} was traced again (graph {n - 1}): "
             f"x: shape was float32[{before}], is float32[{n}]. {remedy}",
         )
         for level, n, before in (("INFO", 2, 1), ("WARNING", 3, 1), ("WARNING", 4, 1))
@@ -69,7 +69,7 @@ def test_logged_once_each_from_the_second_retrace_on(caplog):
     caplog.clear()
     f(jax.device_put(jnp.ones(4), jax.devices()[3]))
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{name} was compiled again (graph 5): without a trace")
+    assert record.getMessage().startswith(f"{name} was compiled again (graph 4): without a trace")
 
 
 def test_max_graphs(counter):

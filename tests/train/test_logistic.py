@@ -90,6 +90,7 @@ def test_the_curve_starts_near_chance_and_its_loss_falls():
     assert len(set(map(len, curve))) == 1
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_answered_by_a_strong_penalty():
     x, labels = problem(n=300, d=120, noise=0.5)
     rng = np.random.default_rng(1)
@@ -106,6 +107,7 @@ def test_wrong_labels_are_answered_by_a_strong_penalty():
     assert accuracy(chosen) > accuracy(weak) + 0.02
 
 
+@pytest.mark.slow
 def test_cross_validation_predicts_each_row_by_a_model_that_has_not_seen_it():
     x, labels = problem(n=30)
     folds = np.arange(30) // 3 % 5

@@ -65,7 +65,8 @@ def draw(
         outputs: the same of its outputs.
 
     Raises:
-        InputError: the path has another ending, or the number of names is not that of the ends.
+        InputError: the path has another ending or is in no folder, or the number of names is not
+            that of the ends.
 
     Example:
         >>> import jax, jax.numpy as jnp, tempfile, pathlib
@@ -78,6 +79,8 @@ def draw(
     render = _FORMATS.get(file.suffix.lower())
     if render is None:
         raise InputError(f"a picture is written as .svg or .html, not as {file.name!r}")
+    if not file.parent.is_dir():
+        raise InputError(f"the picture's folder must exist, and {file.parent} doesn't")
     file.write_text(render(_view(program, inputs, outputs, title), title), "utf-8", newline="\n")
 
 
