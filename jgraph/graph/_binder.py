@@ -49,7 +49,7 @@ class Binder:
 
     def objects(self, call: Sorted) -> list[Any]:
         """Return a call's objects, and those the function reads from outside."""
-        return [*call.objects, *self._captured.objects()] if self._captured else call.objects
+        return [*call.objects, *self._captured.objects()] if self._captured.places else call.objects
 
     def constants(self) -> set[int]:
         """Return the ids of arrays that the function reads from outside as such."""

@@ -45,22 +45,19 @@ class Captured:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        self._places: list[_Place] = []
+        self.places: list[_Place] = []
         self.look_again()
 
     def look_again(self) -> None:
         """Find the places anew: a helper may have been defined since."""
         found = {p.key: p for f in _functions(self._fn) for p in _places(f)}
-        self._places = [p for p in found.values() if is_object(p.read())]
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
+        self.places = [p for p in found.values() if is_object(p.read())]
 
     def names(self, taken: Iterable[str] = ()) -> tuple[str, ...]:
         """Return a name for each object, with the function that reads it where that's needed."""
-        count = Counter([*taken, *(p.name for p in self._places)])
+        count = Counter([*taken, *(p.name for p in self.places)])
         names: list[str] = []
-        for place in self._places:
+        for place in self.places:
             name = place.name if count[place.name] == 1 else f"{place.reader}.{place.name}"
             same = sum(other.partition("#")[0] == name for other in names)
             names.append(f"{name}#{same + 1}" if same else name)
@@ -78,16 +75,16 @@ class Captured:
 
     def objects(self) -> list[Any]:
         """Return the objects that stand there now."""
-        return [x for p in self._places if is_object(x := p.read())]
+        return [x for p in self.places if is_object(x := p.read())]
 
     def replace(self, objects: Sequence[Any]) -> tuple[Callable[..., Any], Callable[[], None]]:
         """Return the function reading these objects in place of its own.
 
         And a function to call after it: it hands on what the code assigned to its globals.
         """
-        if not self._places or not isinstance(self._fn, types.FunctionType):
+        if not self.places or not isinstance(self._fn, types.FunctionType):
             return self._fn, lambda: None
-        rebuild = _Rebuild({p.key: x for p, x in zip(self._places, objects, strict=True)})
+        rebuild = _Rebuild({p.key: x for p, x in zip(self.places, objects, strict=True)})
         return rebuild.function(self._fn), rebuild.hand_on
 
 
