@@ -66,6 +66,7 @@ class Stepper:
             opt_state = self._optimizer.init(binding.params.nest(self._params))
         self._opt_leaves, self._opt_structure = jax.tree.flatten(opt_state)
         self._structure: Any = None
+        self._keys: tuple[Any, ...] = ()
         self._carry: nnx.Variable[Leaves] | None = None
 
         def train_step(carry: nnx.Variable[Leaves], batch: Any) -> tuple[Array, ...]:
@@ -101,7 +102,7 @@ class Stepper:
 
     def model_leaves(self) -> tuple[Leaves, Leaves]:
         """Return the leaves of the trainable Params and of the other Variables, as they are."""
-        return self._unpack(self._variable().get_raw_value())[:2]
+        return self._unpack(self._unflatten(self._variable().get_raw_value()).state)[:2]
 
     def take_window(self) -> Measured:
         """Return the window's sums, and begin another window."""
@@ -115,11 +116,21 @@ class Stepper:
         return self._carry
 
     def _flatten(self, carry: Carry) -> Leaves:
+        # Random keys as plain numbers: jax.jit runs Python to hand out a key, in which Ctrl-C
+        # would lose the carry after the old one was given away.
         leaves, self._structure = jax.tree.flatten(carry)
-        return tuple(leaves)
+        self._keys = tuple(_key_impl(x) for x in leaves)
+        return tuple(
+            x if impl is None else jax.random.key_data(x)
+            for x, impl in zip(leaves, self._keys, strict=True)
+        )
 
     def _unflatten(self, leaves: Leaves) -> Carry:
-        return jax.tree.unflatten(self._structure, leaves)
+        wrapped = [
+            x if impl is None else jax.random.wrap_key_data(x, impl=impl)
+            for x, impl in zip(leaves, self._keys, strict=True)
+        ]
+        return jax.tree.unflatten(self._structure, wrapped)
 
     def _unpack(self, state: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         first = len(self._params)
@@ -161,6 +172,11 @@ class Stepper:
         )
         state = tuple(map(keep, new_state, carry.state))
         return Carry(state, window, health)
+
+
+def _key_impl(x: Any) -> Any:
+    """Return the implementation of a random key, None for another array."""
+    return jax.random.key_impl(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else None
 
 
 def _zeros(shapes: Measured) -> Measured:
