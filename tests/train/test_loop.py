@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Array
 
+from jgraph._cli._interrupt import interrupts_that_arrive
 from jgraph._errors import InputError
 from jgraph.losses import Mean, mean, sparse_softmax_cross_entropy
 from jgraph.train import (
@@ -379,7 +380,7 @@ def test_ctrl_c_at_any_moment_loses_no_step() -> None:
 
     model, done = Network(nnx.Rngs(0)), Steps()
     spec = TrainSpec(Interrupting(), 10_000)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupts_that_arrive():
         train_and_evaluate(model, classify, optax.adam(0.01), train=spec, callbacks=[done])
     assert 25 < done.steps < 10_000
     # The signal may have come after a step, and before its callback.
