@@ -147,6 +147,7 @@ def test_forward_mode_and_second_order() -> None:
     assert abs(float(slope)) < 1e-6
 
 
+@pytest.mark.slow
 def test_vmap_equals_batch() -> None:
     z = jax.random.normal(jax.random.key(0), (4, 5))
     labels = jnp.array([0, 4, 2, 2])

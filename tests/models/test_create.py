@@ -62,6 +62,7 @@ def test_published_weights_are_described():
         jgraph.models.published("efficientnet")
 
 
+@pytest.mark.slow
 def test_a_new_network_depends_on_the_seed_alone():
     first, again = (create("efficientnet_lite0", num_classes=2) for _ in range(2))
     other = create("efficientnet_lite0", num_classes=2, rngs=nnx.Rngs(1))

@@ -46,6 +46,7 @@ def scipy_optimum(x, labels, k, weights, penalty):
     return found.fun, found.x[: d * k].reshape(d, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1e-2, 1.0, 100.0])
 @pytest.mark.parametrize("shape", [(60, 8), (12, 40)])
 def test_the_optimum_is_that_of_scipy_in_float64(penalty, shape):
