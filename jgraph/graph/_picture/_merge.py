@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jgraph.graph._picture._node import TOP, Edge, Node
 from jgraph.graph._picture._words import phrase
@@ -115,8 +115,8 @@ class _Neighbours:
         return run.copies >= (2 if is_list and run.period == 1 else 3) and any(names)
 
 
-def _pattern(inputs: Iterable[Hashable]) -> list[Hashable]:
-    return sorted(((member, shapes) for member, _, shapes in inputs), key=repr)  # type: ignore[misc]
+def _pattern(inputs: Iterable[Any]) -> list[tuple[Any, Any]]:
+    return sorted(((member, shapes) for member, _, shapes in inputs), key=repr)
 
 
 def _best_run(node: Node) -> _Run | None:
