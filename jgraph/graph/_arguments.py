@@ -59,6 +59,21 @@ class Sorted(NamedTuple):
     arrays: list[Any]
 
 
+class Plain(NamedTuple):
+    """How to sort values of some types, where none is static or nested."""
+
+    layout: Layout
+    objects: tuple[bool, ...]
+    arrays: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, types: Iterable[type], names: tuple[str, ...]) -> Plain:
+        """Choose by type, which says whether a value is an object."""
+        objects = tuple(map(_IS_OBJECT.__getitem__, types))
+        layout = Layout(tuple(map(int, objects)), names, (), ())
+        return cls(layout, objects, tuple(not x for x in objects))
+
+
 @dataclasses.dataclass
 class Parameters:
     """What a function's signature says about its arguments.
@@ -76,8 +91,8 @@ class Parameters:
     static: frozenset[str] = frozenset()
     nested: set[str] = dataclasses.field(default_factory=set)
     """Arguments found to hold objects inside containers; they are looked through from then on."""
-    plain: dict[Any, Layout] = dataclasses.field(default_factory=dict)
-    """Layouts without static or nested values, kept since every call needs one."""
+    plain: dict[Any, Plain] = dataclasses.field(default_factory=dict)
+    """By the keywords and the values' types; kept since every call needs one."""
 
     @classmethod
     def of(cls, fn: Callable[..., Any], static: str | int | Iterable[str | int]) -> Parameters:
@@ -121,12 +136,12 @@ class Parameters:
             args, names = self._in_order(args, kwargs)
         if self.static or self.nested:
             return self._sort_carefully(args, names)
-        kinds = tuple([_IS_OBJECT[type(x)] for x in args])
-        layout = self.plain.get((kinds, names))
-        if layout is None:
-            layout = self.plain[kinds, names] = Layout(kinds, names, (), ())
-        arrays = [x for x, k in zip(args, kinds) if not k]  # noqa: B905
-        return Sorted(layout, list(compress(args, kinds)), arrays)
+        types = (names, *map(type, args))
+        plain = self.plain.get(types)
+        if plain is None:
+            plain = self.plain[types] = Plain.of(types[1:], names)
+        layout, objects, arrays = plain
+        return Sorted(layout, list(compress(args, objects)), list(compress(args, arrays)))
 
     def _in_order(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

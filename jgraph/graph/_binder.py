@@ -57,7 +57,7 @@ class Binder:
 
     def bound(self, call: Sorted, objects: list[Any]) -> Bound:
         """Return the objects of a call, bound; those seen before only if nothing changed."""
-        key = tuple(map(id, objects)), call.layout
+        key = (call.layout, *map(id, objects))
         found = self._bound.get(key)
         if found is not None and found.binding.holds():
             return found

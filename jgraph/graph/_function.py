@@ -10,7 +10,7 @@ from itertools import starmap
 from typing import Any, overload
 
 import jax
-from jax.extend.core import get_opaque_trace_state
+from jax.extend.core import find_top_trace
 
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
@@ -28,7 +28,7 @@ from jgraph.graph._signature import Signature, signature_of
 from jgraph.graph._tracebacks import release_arrays
 
 # As the outermost code of any thread sees it.
-_TOP_LEVEL = get_opaque_trace_state()
+_TOP_LEVEL = find_top_trace(())
 
 # Where a function donates, reading, running and writing is one step: no other call may have read
 # an array that this one is about to give away.
@@ -88,7 +88,7 @@ class Function:
             return self.fn(*args, **kwargs)
         call = self._parameters.sort(args, kwargs)
         try:
-            if get_opaque_trace_state() != _TOP_LEVEL:
+            if find_top_trace(()) is not _TOP_LEVEL:
                 return self._run_inside(call)
             if Function._anything_donates:
                 with _DONATING:
@@ -127,7 +127,7 @@ class Function:
         return self._parameters.sort(args, kwargs)
 
     def _run_nested(self, call: Sorted) -> Any:
-        if get_opaque_trace_state() != _TOP_LEVEL:
+        if find_top_trace(()) is not _TOP_LEVEL:
             return self._run_inside(call)
         with _DONATING:
             return self._run(call)

@@ -191,7 +191,12 @@ class Snapshot:
 
     def _remember(self, items: list[Any]) -> None:
         self._items = items
-        self._old_named = [dict(names) for names in self._named]
+        # One copy of those that are equal, as most metadata is: less memory to go through.
+        copies: dict[Any, dict[Any, Any]] = {}
+        self._old_named = [
+            copies.setdefault((*names, *map(id, names.values())), dict(names))
+            for names in self._named
+        ]
         # Twice the first, so that there are at least two and `itemgetter` returns a tuple.
         unsafe = [i for i, x in enumerate(items) if not _equal_is_same(type(x))]
         self._unsafe = itemgetter(*unsafe, unsafe[0]) if unsafe else lambda _: ()
