@@ -11,6 +11,7 @@ from jgraph._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jgraph import data as data
+    from jgraph import distribute as distribute
     from jgraph import graph as graph
     from jgraph import hub as hub
     from jgraph import losses as losses
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from jgraph.train import evaluate as evaluate
     from jgraph.train import train_and_evaluate as train_and_evaluate
 
-_MODULES = ("data", "graph", "hub", "losses", "models", "train")
+_MODULES = ("data", "distribute", "graph", "hub", "losses", "models", "train")
 
 _ATTRIBUTES = {
     "EvalSpec": "jgraph.train",

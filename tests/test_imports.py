@@ -14,10 +14,10 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
-    {"_errors", "_version", "_suggest", "_cache", "_eager"},
+    {"_errors", "_version", "_suggest", "_cache", "_eager", "_replicas"},
     {"_preprocessing"},
     {"losses", "models", "data", "graph"},
-    {"hub"},
+    {"hub", "distribute"},
     {"train"},
     {"_finetune"},
     {"_cli"},

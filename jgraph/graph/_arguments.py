@@ -31,6 +31,8 @@ class Layout(NamedTuple):
     """For pytrees with objects inside: their structure, and which leaves are objects."""
     types: tuple[type, ...] = ()
     """Of the static values, since 1, 1.0 and True are equal."""
+    splits: tuple[int | None, ...] = ()
+    """For each array of the arguments the axis that is split over replicas; () for none."""
 
     def restore(
         self, objects: Sequence[Any], arrays: Sequence[Any]

@@ -16,6 +16,7 @@ from jgraph.graph._bound import Bound
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import is_object
 from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
+from jgraph.graph._strategy import Strategy
 
 _MOST_BOUND = 64
 _MOST_PROGRAMS = 256
@@ -30,6 +31,7 @@ class Binder:
         parameters: its signature.
         donate: names of arguments whose memory calls may overwrite; "state" for all objects.
         on_trace: see `Program`.
+        strategy: see `Program`.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Binder:
         parameters: Parameters,
         donate: frozenset[str],
         on_trace: Callable[[Program, Traced], None],
+        strategy: Strategy | None = None,
     ) -> None:
         self._fn, self._name, self._parameters = fn, name, parameters
-        self._donate, self._on_trace = donate, on_trace
+        self._donate, self._on_trace, self._strategy = donate, on_trace, strategy
         self._captured = Captured(fn)
         self._lock = threading.RLock()
         self._bound: OrderedDict[Any, Bound] = OrderedDict()
@@ -103,7 +106,9 @@ class Binder:
                 tuple(v is not None for v in binding.variables),
                 inside,
             )
-            program = Program(self._fn, self._captured, interface, self._on_trace)
+            program = Program(
+                self._fn, self._captured, interface, self._on_trace, self._strategy
+            )
             if self._donate and not inside:
                 self._choose_donated(program, binding, call)
         self._programs[identity] = program

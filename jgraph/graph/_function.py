@@ -25,6 +25,7 @@ from jgraph.graph._nnx import is_object
 from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
 from jgraph.graph._signature import Signature, signature_of
+from jgraph.graph._strategy import Strategy
 from jgraph.graph._tracebacks import release_arrays
 
 # As the outermost code of any thread sees it.
@@ -48,6 +49,7 @@ class Function:
         static: str | int | Iterable[str | int] = (),
         donate: str | Iterable[str] = (),
         max_graphs: int | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         fn, self._args, self._kwargs = _unwrap(fn)
         functools.update_wrapper(self, fn)
@@ -56,7 +58,8 @@ class Function:
         self._parameters = Parameters.of(fn, static)
         donated = _donations(donate, self._parameters)
         self._history = History(self._name, _at_least_one("max_graphs", max_graphs))
-        self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace)
+        self._strategy = strategy
+        self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace, strategy)
         Function._anything_donates |= bool(donated)
 
     @overload
@@ -86,7 +89,7 @@ class Function:
             args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
         if jit_is_off():
             return self.fn(*args, **kwargs)
-        call = self._parameters.sort(args, kwargs)
+        call = self._sort(args, kwargs)
         try:
             if find_top_trace(()) is not _TOP_LEVEL:
                 return self._run_inside(call)
@@ -109,7 +112,7 @@ class Function:
             The graph. The next call of these shapes and types needn't trace again.
         """
         args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
-        call = self._parameters.sort(args, kwargs)
+        call = self._sort(args, kwargs)
         try:
             bound = self._binder.bound(call, self._binder.objects(call))
         except NestedObjectsError:
@@ -124,7 +127,14 @@ class Function:
     def _look_through(self, call: Sorted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sorted:
         """Sort a call again, with the containers open that were found to hold objects."""
         self._parameters.nested |= self._parameters.find_nested(call.layout, call.arrays)
-        return self._parameters.sort(args, kwargs)
+        return self._sort(args, kwargs)
+
+    def _sort(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sorted:
+        call = self._parameters.sort(args, kwargs)
+        if self._strategy is None:
+            return call
+        splits = self._strategy.splits(jax.tree.leaves(call.arrays))
+        return call._replace(layout=call.layout._replace(splits=splits))
 
     def _run_nested(self, call: Sorted) -> Any:
         if find_top_trace(()) is not _TOP_LEVEL:
@@ -245,6 +255,7 @@ def function(
     static: str | int | Iterable[str | int] = (),
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
+    strategy: Strategy | None = None,
 ) -> Function: ...
 @overload
 def function(
@@ -252,6 +263,7 @@ def function(
     static: str | int | Iterable[str | int] = (),
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
+    strategy: Strategy | None = None,
 ) -> Callable[[Callable[..., Any]], Function]: ...
 def function(
     fn: Callable[..., Any] | None = None,
@@ -260,6 +272,7 @@ def function(
     static: str | int | Iterable[str | int] = (),
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
+    strategy: Strategy | None = None,
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Compile a plain Python function over arrays, pytrees and NNX objects.
 
@@ -288,6 +301,9 @@ def function(
             is refused before anything is lost; where a Variable holds a container, that is looked
             at, not the arrays in it.
         max_graphs: the number of graphs from which on another one is an error.
+        strategy: where it runs, from `jgraph.distribute`. Arrays that `strategy.batches` places
+            are split over its devices, all others are the same on each; state stays where the
+            strategy keeps it.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
@@ -319,7 +335,9 @@ def function(
     """
 
     def compiled(fn: Callable[..., Any]) -> Function:
-        return Function(fn, static=static, donate=donate, max_graphs=max_graphs)
+        return Function(
+            fn, static=static, donate=donate, max_graphs=max_graphs, strategy=strategy
+        )
 
     if fn is None:
         return compiled

@@ -205,6 +205,12 @@ def control_bodies(eqn: JaxprEqn) -> tuple[Body, ...]:
     return ()
 
 
+def bodies_of(eqn: JaxprEqn) -> tuple[Body, ...]:
+    """Return the programs inside an equation: what it calls, or runs in a loop or by choice."""
+    called = call_body(eqn)
+    return control_bodies(eqn) if called is None else (called,)
+
+
 def call_name(eqn: JaxprEqn) -> str | None:
     """Return the name of the function an equation calls, as its author wrote it."""
     name = eqn.params.get("name")

@@ -17,6 +17,8 @@ from flax import nnx
 from flax.nnx import graphlib
 from flax.typing import HashableMapping
 
+from jgraph.graph._paths import attribute_path
+
 Path: TypeAlias = tuple[Any, ...]
 
 # Through the slot: `Variable.set_raw_value` asks at each write which trace is running, 0.7 us.
@@ -123,6 +125,15 @@ def walk(objects: Any) -> Iterator[tuple[Path, Any]]:
 def objects_within(objects: Any) -> list[Any]:
     """Return every object once, in the order of the structure."""
     return [x for _, x in walk(objects) if is_object(x)]
+
+
+def named_variables(objects: Any) -> list[tuple[str, Any]]:
+    """Return each Variable once, with its path, `blocks[3].norm.scale`."""
+    return [
+        (attribute_path(path), leaf)
+        for path, leaf in flatten_with_paths(objects)[1]
+        if is_object(leaf)
+    ]
 
 
 def attributes(x: Any) -> dict[str, Any]:

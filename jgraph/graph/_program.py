@@ -26,10 +26,13 @@ from jgraph.graph._nnx import (
     unflatten,
 )
 from jgraph.graph._passes import run_passes
-from jgraph.graph._paths import function_name, join_path
+from jgraph.graph._paths import function_name, join_path, tree_path
 from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, module_scopes
 from jgraph.graph._settings import settings_now
+from jgraph.graph._strategy import Output, Strategy
+
+Body: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +118,7 @@ class Program:
         captured: the objects it reads from outside.
         interface: what it takes.
         on_trace: called with the program and each call that jit traces; what it raises ends it.
+        strategy: where it runs; None for wherever its arrays are.
     """
 
     def __init__(
@@ -123,9 +127,10 @@ class Program:
         captured: Captured,
         interface: Interface,
         on_trace: Callable[[Program, Traced], None],
+        strategy: Strategy | None = None,
     ) -> None:
         self._fn, self._captured, self.interface = fn, captured, interface
-        self._on_trace = on_trace
+        self._on_trace, self._strategy = on_trace, strategy
         self._waiting: deque[tuple[Any, Traced]] = deque(maxlen=4)
         self._made: dict[Any, Traced] = {}
         self.donate((), ())
@@ -166,10 +171,19 @@ class Program:
         values = jax.tree.unflatten(plan.values, outputs[plan.num_results :])
         if plan.structure is not None:
             return result, [leaves[i] for i in self.donated], {plan: values}
-        new = dict(zip(plan.changed, values, strict=True))
+        new = {
+            i: self._placed(self.interface.paths[i], value)
+            for i, value in zip(plan.changed, values, strict=True)
+        }
         always = [new.get(i, leaves[i]) for i in self.donated]
         others = [new[i] for i in self._written(plan)]
         return result, always, {plan: others}
+
+    def _placed(self, path: str, value: Any) -> Any:
+        strategy = self._strategy
+        if strategy is None:
+            return value
+        return jax.tree.map_with_path(lambda p, x: strategy.placed(path + tree_path(p), x), value)
 
     def _written(self, plan: Plan) -> list[int]:
         gone = set(self.donated)
@@ -192,9 +206,42 @@ class Program:
             plans.append(plan)
             return outputs
 
-        jaxpr = jax.make_jaxpr(body)(list(leaves), list(arrays))
+        run = body if self._strategy is None else self._under(self._strategy, body, plans)
+        jaxpr = jax.make_jaxpr(run)(list(leaves), list(arrays))
         structure = jax.tree.structure((list(leaves), list(arrays)))
         return Traced(jaxpr, plans[-1], structure)
+
+    def _under(self, strategy: Strategy, body: Body, plans: list[Plan]) -> Body:
+        """Return the body as its strategy runs it."""
+
+        def run(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+            state, of_leaves = jax.tree.flatten(leaves)
+            flat, of_arrays = jax.tree.flatten(arrays)
+
+            def flat_body(state: list[Any], flat: list[Any]) -> list[Any]:
+                return body(
+                    jax.tree.unflatten(of_leaves, state), jax.tree.unflatten(of_arrays, flat)
+                )
+
+            splits = self.interface.layout.splits or (None,) * len(flat)
+            return strategy.run(flat_body, state, flat, splits, lambda: self._outputs(plans[-1]))
+
+        return run
+
+    def _outputs(self, plan: Plan) -> list[Output]:
+        """Return what the outputs of a plan are."""
+        result = jax.tree.unflatten(plan.result, range(plan.num_results))
+        found = [
+            Output("result" + tree_path(p), is_state=False)
+            for p, _ in jax.tree.leaves_with_path(result)
+        ]
+        numbered = jax.tree.unflatten(plan.values, range(plan.values.num_leaves))
+        paths = [self.interface.paths[i] for i in plan.changed] or ["state"] * len(numbered)
+        return found + [
+            Output(path + tree_path(p), is_state=True)
+            for path, value in zip(paths, numbered, strict=True)
+            for p, _ in jax.tree.leaves_with_path(value)
+        ]
 
     def _body(self, leaves: list[Any], arrays: list[Any]) -> tuple[list[Any], Plan]:
         face = self.interface

@@ -1,0 +1,9 @@
+"""Where a program runs: on one device or split over many, without a word of it in the program."""
+
+from jgraph.distribute._auto import auto as auto
+from jgraph.distribute._batches import Batches as Batches
+from jgraph.distribute._data_parallel import DataParallel as DataParallel
+from jgraph.distribute._fsdp import FSDP as FSDP
+from jgraph.distribute._one_device import OneDevice as OneDevice
+from jgraph.distribute._pmap import Pmap as Pmap
+from jgraph.distribute._strategy import Strategy as Strategy

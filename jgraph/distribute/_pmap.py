@@ -1,0 +1,179 @@
+"""`jax.pmap`: one copy of the program per device, each with its part of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jgraph._errors import InputError
+from jgraph._replicas import replicas
+from jgraph.distribute._strategy import DATA, Strategy, first_devices
+from jgraph.distribute._varying import varying_outputs
+from jgraph.graph import Output
+
+
+class Pmap(Strategy):
+    """One copy of the program per device under `jax.pmap`, each with its part of the batch.
+
+    `jgraph.train_and_evaluate`, `jgraph.train.value_and_grad` and `Mean.value()` add up what the
+    replicas have; BatchNorm normalises over all of them; each replica's dropout draws other masks.
+    Every array of a split batch must have the examples as its first axis. A batch that the devices
+    don't divide is run whole on each of them. A program whose new state would differ between the
+    replicas is refused, with the path of what differs.
+
+    Args:
+        n: how many devices; None takes all.
+
+    Raises:
+        InputError: there are fewer devices, or (when a step is traced) a batch's arrays have
+            different numbers of examples, the new state would differ between replicas, or so
+            would a result that has no axis of examples.
+
+    Source:
+        `jax.pmap`; `tf.distribute.MirroredStrategy`.
+    """
+
+    def __init__(self, n: int | None = None) -> None:
+        super().__init__(first_devices(n))
+
+    def put_batch(self, batch: Any) -> Any:
+        """Place one batch: all its arrays are split along their first axis, or none is."""
+        self._check_rows(batch, 0)
+        return super().put_batch(batch)
+
+    def put_batches(self, batches: Any) -> Any:
+        """Place several batches stacked along a new first axis: each is split as `put_batch`."""
+        self._check_rows(batches, 1)
+        return super().put_batches(batches)
+
+    def splits(self, arrays: Sequence[Any]) -> tuple[int | None, ...]:
+        """Return the axis along which each array was split by `put_batch`."""
+        return tuple(map(self._split_axis, arrays))
+
+    def run(
+        self,
+        body: Callable[[list[Any], list[Any]], list[Any]],
+        state: list[Any],
+        arrays: list[Any],
+        splits: tuple[int | None, ...],
+        outputs: Callable[[], Sequence[Output]],
+    ) -> list[Any]:
+        """Run a function once per device; see `jgraph.graph.Strategy`."""
+        if not any(axis is not None for axis in splits):
+            return self._run_whole(body, state, arrays)
+        parts = [self._part(x, axis) for x, axis in zip(arrays, splits, strict=True)]
+
+        def replica(state: list[Any], parts: list[Any]) -> list[Any]:
+            with replicas(DATA):
+                return body([_own_key(x) for x in state], parts)
+
+        shapes = [_shape(x, axis) for x, axis in zip(parts, splits, strict=True)]
+        traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(state, shapes)
+        varying_inputs = [False] * len(state) + [axis is not None for axis in splits]
+        varying = varying_outputs(traced.jaxpr, DATA, varying_inputs)
+        rows = {x.shape[a] for x, a in zip(shapes, splits, strict=True) if a is not None}
+        merged = _merged(outputs(), traced.out_avals, varying, rows)
+
+        def mapped(state: list[Any], parts: list[Any]) -> list[Any]:
+            return jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *state, *parts)
+
+        found = jax.pmap(
+            mapped,
+            axis_name=DATA,
+            in_axes=([None] * len(state), list(splits)),
+            out_axes=[0 if merge else None for merge in merged],
+            devices=list(self.mesh.devices.flat),
+        )(state, parts)
+        return [
+            x.reshape(-1, *x.shape[2:]) if merge else x
+            for x, merge in zip(found, merged, strict=True)
+        ]
+
+    def _run_whole(
+        self,
+        body: Callable[[list[Any], list[Any]], list[Any]],
+        state: list[Any],
+        arrays: list[Any],
+    ) -> list[Any]:
+        """Run the whole batch on each device: nothing differs, so nothing is added up."""
+        return jax.pmap(
+            lambda state, arrays, _: body(state, arrays),
+            axis_name=DATA,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=list(self.mesh.devices.flat),
+        )(state, arrays, jnp.arange(self.num_devices))
+
+    def _part(self, x: Any, axis: int | None) -> Any:
+        """Give an array an axis of replicas."""
+        if axis is None:
+            return x
+        return x.reshape(*x.shape[:axis], self.num_devices, -1, *x.shape[axis + 1 :])
+
+    def _split_axis(self, x: Any) -> int | None:
+        sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or sharding.mesh != self.mesh:
+            return None
+        spec = tuple(sharding.spec)
+        return spec.index(DATA) if DATA in spec else None
+
+    def _check_rows(self, batch: Any, axis: int) -> None:
+        found = {
+            f"batch{jax.tree_util.keystr(path)}": jnp.shape(x)
+            for path, x in jax.tree.leaves_with_path(batch)
+            if jnp.ndim(x) > axis
+        }
+        if len({shape[axis] for shape in found.values()}) > 1:
+            shapes = ", ".join(f"{path} {shape}" for path, shape in found.items())
+            raise InputError(
+                "under Pmap every array of a batch must have one row per example, got "
+                f"{shapes}; pass what isn't per example as an argument of its own, or use "
+                "DataParallel"
+            )
+
+
+def _own_key(x: Any) -> Any:
+    """Give each replica a random key of its own."""
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    keys = x.reshape(-1)
+    index = jax.lax.axis_index(DATA)
+    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys).reshape(x.shape)
+
+
+def _shape(x: Any, axis: int | None) -> jax.ShapeDtypeStruct:
+    """Return the shape and type that one replica sees."""
+    shape = x.shape if axis is None else (*x.shape[:axis], *x.shape[axis + 1 :])
+    return jax.ShapeDtypeStruct(shape, x.dtype, weak_type=jax.typeof(x).weak_type)
+
+
+def _merged(
+    outputs: Sequence[Output], avals: Sequence[Any], varying: Sequence[bool], rows: set[int]
+) -> list[bool]:
+    """Return which outputs are the replicas' rows, one after the other.
+
+    Raises:
+        InputError: another output differs between replicas.
+    """
+    merged = []
+    for output, aval, differs in zip(outputs, avals, varying, strict=True):
+        if differs and output.is_state:
+            raise InputError(
+                f"under Pmap the state must stay the same on all replicas, but the new value of "
+                f"{output.path} is made from one replica's part of the batch; take gradients with "
+                "jgraph.train.value_and_grad and reduce with jgraph.losses.mean(…).value(), or use "
+                "DataParallel, under which any program is right"
+            )
+        if differs and (not aval.shape or aval.shape[0] not in rows):
+            raise InputError(
+                "under Pmap a result must be per example or the same on all replicas, but "
+                f"{output.path} of shape {aval.shape} is made from one replica's part of the "
+                "batch; reduce it with jgraph.losses.mean(…).value()"
+            )
+        merged.append(differs)
+    return merged

@@ -1,0 +1,49 @@
+"""What `jgraph.function` asks of a strategy, which decides where a program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class Output(NamedTuple):
+    """One array that a traced function hands back.
+
+    Args:
+        path: its name, such as `result['loss']` or `model.kernel`.
+        is_state: whether it is the new value of an NNX object's array.
+    """
+
+    path: str
+    is_state: bool
+
+
+class Strategy(Protocol):
+    """Where a program runs; `jgraph.distribute.Strategy` is the class to derive from."""
+
+    def splits(self, arrays: Sequence[Any]) -> tuple[int | None, ...]:
+        """Return, per array, the axis along which replicas see parts of it; () where none does."""
+        ...
+
+    def run(
+        self,
+        body: Callable[[list[Any], list[Any]], list[Any]],
+        state: list[Any],
+        arrays: list[Any],
+        splits: tuple[int | None, ...],
+        outputs: Callable[[], Sequence[Output]],
+    ) -> list[Any]:
+        """Run a traced function on flat lists of arrays.
+
+        Args:
+            body: maps the state's arrays and the arguments' arrays to the outputs.
+            state: arrays of NNX objects.
+            arrays: arrays of arguments.
+            splits: what `splits` said of `arrays`.
+            outputs: what the outputs are, once `body` has run.
+        """
+        ...
+
+    def placed(self, path: str, value: Any) -> Any:
+        """Return a new value of a state's array, held where the strategy keeps it."""
+        ...
