@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jgraph.train import EvalSpec as EvalSpec
     from jgraph.train import TrainSpec as TrainSpec
     from jgraph.train import evaluate as evaluate
+    from jgraph.train import predict as predict
     from jgraph.train import train_and_evaluate as train_and_evaluate
 
 _MODULES = ("data", "distribute", "graph", "hub", "losses", "models", "train")
@@ -44,6 +45,7 @@ _ATTRIBUTES = {
     "finetune": "jgraph._finetune",
     "function": "jgraph.graph",
     "load_run": "jgraph._finetune",
+    "predict": "jgraph.train",
     "train_and_evaluate": "jgraph.train",
 }
 

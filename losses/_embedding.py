@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jgraph._errors import InputError
+from jgraph._replicas import replica_axis
 from jgraph.losses import _checks
 
 AxisName = str | tuple[str, ...] | None
@@ -279,6 +280,9 @@ def _axes(name: str, axis_name: AxisName) -> tuple[str, ...]:
     """Return the axes to gather over; refuse to be one replica's own loss unasked."""
     if axis_name is not None:
         return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    strategy_axis = replica_axis()
+    if strategy_axis is not None:
+        return (strategy_axis,)
     mapped = jax.sharding.get_abstract_mesh().manual_axes
     if mapped:
         raise InputError(

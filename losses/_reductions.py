@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jgraph._errors import InputError
+from jgraph._replicas import over_replicas
 from jgraph.losses._precision import widen
 
 
@@ -70,12 +71,15 @@ class Mean:
     def value(self) -> Float[Array, "*shape"]:
         """Return `total / weight`, and 0 where the weight is 0: nothing counted, nothing lost.
 
+        In a step that a strategy runs once per replica, it is the mean over all replicas.
+
         Example:
             >>> float(Mean.of(jnp.array([5.0]), jnp.array([0.0])).value())
             0.0
         """
-        total = widen(self.total)
-        weight = jnp.asarray(self.weight, total.dtype)
+        total, weight = over_replicas((self.total, self.weight))
+        total = widen(total)
+        weight = jnp.asarray(weight, total.dtype)
         return total / jnp.where(weight == 0, jnp.ones_like(weight), weight)
 
 

@@ -2,8 +2,11 @@
 
 from jgraph.distribute._auto import auto as auto
 from jgraph.distribute._batches import Batches as Batches
+from jgraph.distribute._batches import Prefetch as Prefetch
 from jgraph.distribute._data_parallel import DataParallel as DataParallel
 from jgraph.distribute._fsdp import FSDP as FSDP
 from jgraph.distribute._one_device import OneDevice as OneDevice
 from jgraph.distribute._pmap import Pmap as Pmap
 from jgraph.distribute._strategy import Strategy as Strategy
+from jgraph.distribute._strategy import host_copy as host_copy
+from jgraph.distribute._strategy import own as own

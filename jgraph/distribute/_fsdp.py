@@ -79,9 +79,7 @@ class FSDP(Strategy):
             axes[by_rule] = TENSOR
         if math.prod(shape) >= self._min_size and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
             free = [
-                i
-                for i, size in enumerate(shape)
-                if axes[i] is None and size % self.num_shards == 0
+                i for i, size in enumerate(shape) if axes[i] is None and size % self.num_shards == 0
             ]
             if free:
                 axes[max(free, key=lambda i: shape[i])] = DATA

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from jgraph._errors import InputError
@@ -21,7 +23,7 @@ class OneDevice(Strategy):
         `tf.distribute.OneDeviceStrategy`.
     """
 
-    def __init__(self, device: jax.Device | None = None) -> None:
+    def __init__(self, device: Any = None) -> None:
         if device is not None and not isinstance(device, jax.Device):
             raise InputError(
                 f"device must be one of jax.devices(), got {device!r}; for another backend take "

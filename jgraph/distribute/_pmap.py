@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jgraph._errors import InputError
-from jgraph._replicas import replicas
+from jgraph._replicas import replica_key, replicas
 from jgraph.distribute._strategy import DATA, Strategy, first_devices
 from jgraph.distribute._varying import varying_outputs
 from jgraph.graph import Output
@@ -65,15 +65,17 @@ class Pmap(Strategy):
     ) -> list[Any]:
         """Run a function once per device; see `jgraph.graph.Strategy`."""
         if not any(axis is not None for axis in splits):
-            return self._run_whole(body, state, arrays)
+            return body(state, arrays)  # all of it on each device: there is nothing to add up
         parts = [self._part(x, axis) for x, axis in zip(arrays, splits, strict=True)]
 
         def replica(state: list[Any], parts: list[Any]) -> list[Any]:
             with replicas(DATA):
-                return body([_own_key(x) for x in state], parts)
+                return body([replica_key(x) for x in state], parts)
 
+        # Types without a mesh: within pmap there is another one.
         shapes = [_shape(x, axis) for x, axis in zip(parts, splits, strict=True)]
-        traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(state, shapes)
+        of_state = [_shape(x, None) for x in state]
+        traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(of_state, shapes)
         varying_inputs = [False] * len(state) + [axis is not None for axis in splits]
         varying = varying_outputs(traced.jaxpr, DATA, varying_inputs)
         rows = {x.shape[a] for x, a in zip(shapes, splits, strict=True) if a is not None}
@@ -93,21 +95,6 @@ class Pmap(Strategy):
             x.reshape(-1, *x.shape[2:]) if merge else x
             for x, merge in zip(found, merged, strict=True)
         ]
-
-    def _run_whole(
-        self,
-        body: Callable[[list[Any], list[Any]], list[Any]],
-        state: list[Any],
-        arrays: list[Any],
-    ) -> list[Any]:
-        """Run the whole batch on each device: nothing differs, so nothing is added up."""
-        return jax.pmap(
-            lambda state, arrays, _: body(state, arrays),
-            axis_name=DATA,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=list(self.mesh.devices.flat),
-        )(state, arrays, jnp.arange(self.num_devices))
 
     def _part(self, x: Any, axis: int | None) -> Any:
         """Give an array an axis of replicas."""
@@ -135,15 +122,6 @@ class Pmap(Strategy):
                 f"{shapes}; pass what isn't per example as an argument of its own, or use "
                 "DataParallel"
             )
-
-
-def _own_key(x: Any) -> Any:
-    """Give each replica a random key of its own."""
-    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return x
-    keys = x.reshape(-1)
-    index = jax.lax.axis_index(DATA)
-    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys).reshape(x.shape)
 
 
 def _shape(x: Any, axis: int | None) -> jax.ShapeDtypeStruct:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,8 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jgraph._errors import InputError
 from jgraph.distribute._batches import Batches
-from jgraph.graph import named_variables
-from jgraph.graph import Output
+from jgraph.graph import Output, named_variables
 
 _T = TypeVar("_T")
 
@@ -39,9 +38,7 @@ class Strategy:
         mesh: the grid of devices.
     """
 
-    def __init__(
-        self, devices: Sequence[jax.Device] | np.ndarray, axes: Sequence[str] = (DATA,)
-    ) -> None:
+    def __init__(self, devices: Sequence[Any] | np.ndarray, axes: Sequence[str] = (DATA,)) -> None:
         grid = np.asarray(devices)
         self.mesh = Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * grid.ndim)
 
@@ -157,7 +154,7 @@ class Strategy:
         return jax.device_put(host_copy(x), self._named(spec))
 
 
-def first_devices(n: int | None) -> list[jax.Device]:
+def first_devices(n: int | None) -> list[Any]:
     """Return the first n devices, all for None.
 
     Raises:

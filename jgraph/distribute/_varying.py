@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jgraph.graph import bodies_of
+from jgraph.graph import bodies_of, shape_of
 
 # Their result is the same on all replicas of the axis they work over.
 _REDUCTIONS = frozenset(
@@ -81,7 +81,7 @@ def _scanned(eqn: JaxprEqn, carried: int) -> int:
     """Return how many inputs of a scan are taken apart, row by row."""
     (body,) = bodies_of(eqn)
     pairs = zip(eqn.invars, body.jaxpr.invars, strict=True)
-    return sum(len(x.aval.shape) > len(inner.aval.shape) for x, inner in pairs)
+    return sum(len(shape_of(x)) > len(shape_of(inner)) for x, inner in pairs)
 
 
 def _while(eqn: JaxprEqn, axis: str, varying: list[bool]) -> list[bool]:

@@ -106,9 +106,7 @@ class Binder:
                 tuple(v is not None for v in binding.variables),
                 inside,
             )
-            program = Program(
-                self._fn, self._captured, interface, self._on_trace, self._strategy
-            )
+            program = Program(self._fn, self._captured, interface, self._on_trace, self._strategy)
             if self._donate and not inside:
                 self._choose_donated(program, binding, call)
         self._programs[identity] = program

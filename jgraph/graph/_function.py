@@ -335,9 +335,7 @@ def function(
     """
 
     def compiled(fn: Callable[..., Any]) -> Function:
-        return Function(
-            fn, static=static, donate=donate, max_graphs=max_graphs, strategy=strategy
-        )
+        return Function(fn, static=static, donate=donate, max_graphs=max_graphs, strategy=strategy)
 
     if fn is None:
         return compiled

@@ -31,6 +31,7 @@ from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, module_scopes
 from jgraph.graph._settings import settings_now
 from jgraph.graph._strategy import Output, Strategy
+from jgraph.graph._synchronised import synchronised
 
 Body: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
 
@@ -257,7 +258,8 @@ class Program:
         read_only = ReadOnly(outside, face.labels[face.num_arguments :], given)
         nodes = objects_within(objects)
         try:
-            with module_scopes(zip(face.labels, objects, strict=True)):
+            scopes = module_scopes(zip(face.labels, objects, strict=True))
+            with scopes, synchronised(objects):
                 result = fn(*args, **kwargs)
         finally:
             hand_on()

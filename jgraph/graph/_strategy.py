@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Output(NamedTuple):
@@ -18,6 +18,7 @@ class Output(NamedTuple):
     is_state: bool
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """Where a program runs; `jgraph.distribute.Strategy` is the class to derive from."""
 

@@ -1,20 +1,23 @@
-"""Batches for the loop: data cycled over its epochs, transferred on a background thread."""
+"""Batches for the loop: data cycled over its epochs, and several stacked for one call."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
+from jgraph.distribute import Strategy, host_copy
 
-_DEPTH = 2
-_END = object()
+
+class Work(NamedTuple):
+    """What one call of the step gets: a batch, or several stacked along a new first axis."""
+
+    steps: int
+    batch: Any
 
 
 def cycle(data: Iterable[Any], max_steps: int) -> Iterator[Any]:
@@ -49,57 +52,36 @@ def _epoch(data: Any, number: int) -> Iterator[Any]:
     return iter(data.epoch(number) if hasattr(data, "epoch") else data)
 
 
-def put(batch: Any) -> Any:
-    """Copy a batch to the device.
-
-    The host copies first: device_put may alias numpy's memory on CPU, even with may_alias=False,
-    and a pipeline that fills its buffers anew would change a batch that is still in use.
-    """
-    owned = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, batch)
-    return jax.device_put(owned)
-
-
-class Prefetch:
-    """Iterate on a background thread, a few batches ahead; a context manager that ends it.
-
-    Under `jax.disable_jit` it iterates in place, so that breakpoints in the pipeline are hit on
-    the main thread, in order.
-
-    Args:
-        batches: what to iterate.
-        transfer: applied to each batch on the thread.
-    """
-
-    def __init__(self, batches: Iterable[Any], transfer: Callable[[Any], Any] = put) -> None:
-        self._batches = iter(batches)
-        self._transfer = transfer
-        self._pending: deque[Future[Any]] = deque()
-        self._executor: ThreadPoolExecutor | None = None
-        if not jit_is_off():
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="jgraph-prefetch")
-            self._pending.extend(self._executor.submit(self._fetch) for _ in range(_DEPTH))
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            # No waiting: a pipeline that hangs must not keep an error or Ctrl-C from its caller.
-            self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._executor is None:
-            batch = self._fetch()
+def stacked(batches: Iterator[Any], count: int) -> Iterator[Work]:
+    """Stack each `count` batches of the same shapes; the others come one by one."""
+    while group := list(islice(batches, count)):
+        if count > 1 and len(group) == count and _are_alike(group):
+            yield Work(count, jax.tree.map(lambda *xs: np.stack(xs), *group))
         else:
-            batch = self._pending.popleft().result()
-            self._pending.append(self._executor.submit(self._fetch))
-        if batch is _END:
-            raise StopIteration
-        return batch
+            yield from (Work(1, batch) for batch in group)
 
-    def _fetch(self) -> Any:
-        batch = next(self._batches, _END)
-        return batch if batch is _END else self._transfer(batch)
+
+def _are_alike(group: list[Any]) -> bool:
+    kinds = {
+        (jax.tree.structure(batch), tuple(map(_kind, jax.tree.leaves(batch)))) for batch in group
+    }
+    return len(kinds) == 1
+
+
+def _kind(x: Any) -> tuple[Any, ...]:
+    array = x if hasattr(x, "dtype") else np.asarray(x)
+    return array.shape, array.dtype
+
+
+def put(batch: Any, strategy: Strategy | None) -> Any:
+    """Copy a batch to where the strategy wants it, or to the default device."""
+    if strategy is not None:
+        return strategy.put_batch(batch)
+    return jax.device_put(jax.tree.map(host_copy, batch))
+
+
+def put_work(work: Work, strategy: Strategy | None) -> Work:
+    """Copy the batches of a call to the device."""
+    if work.steps > 1 and strategy is not None:
+        return Work(work.steps, strategy.put_batches(work.batch))
+    return Work(work.steps, put(work.batch, strategy))

@@ -7,9 +7,17 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
-from jgraph.train._specs import TrainResult
+from jgraph._errors import InputError
+from jgraph.train._specs import Metric, TrainResult
+
+
+class StopTraining(Exception):  # noqa: N818  it is no error
+    """Raised by a callback's `on_step`, `on_log` or `on_eval`: the run ends well after this step.
+
+    The other callbacks hear of the step, and `on_end` is called.
+    """
 
 
 class Callback:
@@ -17,7 +25,8 @@ class Callback:
 
     The order: `on_start` once; then for each step `on_step`, then `on_log` where a window's
     numbers have come in, then `on_eval` for each evaluation; `on_end` once if the run got to its
-    end; `close` once whatever happened. Callbacks are called in the order they were passed in.
+    end or a callback stopped it; `close` once whatever happened. Callbacks are called in the order
+    they were passed in. Any of the first three may raise `StopTraining`.
     Numbers are fetched one window late, so that nothing waits for the device: `on_log` names the
     step its row belongs to.
     """
@@ -39,6 +48,54 @@ class Callback:
 
     def close(self) -> None:
         """Run last, after an error or Ctrl-C too."""
+
+
+class EarlyStopping(Callback):
+    """Stop the run when an evaluation's number gets no better.
+
+    Args:
+        metric: `"set/name"`, as `"val/loss"`.
+        mode: `"min"` or `"max"`.
+        patience: how many evaluations in a row may bring nothing better.
+        min_delta: what counts as better must be better by more than this.
+
+    Raises:
+        InputError: another mode, patience below 1, or (from the first evaluation) no such number.
+
+    Source:
+        Prechelt 1998, "Early Stopping - But When?".
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        mode: Literal["min", "max"] = "min",
+        *,
+        patience: int = 3,
+        min_delta: float = 0.0,
+    ) -> None:
+        if patience < 1:
+            raise InputError(f"patience must be at least 1, got {patience}")
+        self._metric = Metric(metric, mode)
+        self._patience, self._min_delta = patience, min_delta
+        self._best: float | None = None
+        self._waited = 0
+
+    def on_start(self, max_steps: int) -> None:
+        """Forget an earlier run."""
+        self._best, self._waited = None, 0
+
+    def on_eval(self, step: int, name: str, row: dict[str, Any]) -> None:
+        """Stop the run after `patience` evaluations without anything better."""
+        value = self._metric.of(name, row)
+        if value is None:
+            return
+        if self._metric.is_better(value, than=self._best, by=self._min_delta):
+            self._best, self._waited = value, 0
+            return
+        self._waited += 1
+        if self._waited >= self._patience:
+            raise StopTraining
 
 
 class ProgressBar(Callback):

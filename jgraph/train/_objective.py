@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jgraph._errors import InputError
+from jgraph._replicas import replicas
 from jgraph.losses import Mean, mean
 
 LossFn: TypeAlias = Callable[[Any, Any], Any]
@@ -21,10 +22,20 @@ class Measured(NamedTuple):
     terms: dict[str, Mean]
     metrics: dict[str, Mean]
 
-    def objective(self) -> Float[Array, ""]:
-        """Return the number that is minimised: each term by its own weight, then summed."""
-        first, *others = (term.value() for term in self.terms.values())
-        return sum(others, first)
+    def as_part(self, parts: int) -> Measured:
+        """Return the sums as those of one of several parts of a batch.
+
+        A term without examples, `Mean(x, 1)`, is the same in each: every part has a share of it.
+        """
+        return Measured(_shared(self.terms, parts), _shared(self.metrics, parts))
+
+    def numbers(self) -> dict[str, Float[Array, ""]]:
+        """Return the sums, which are over all replicas by now, as `row` does, but on the device."""
+        with replicas(None):
+            terms = {name: term.value() for name, term in self.terms.items()}
+            metrics = {name: metric.value() for name, metric in self.metrics.items()}
+        first, *others = terms.values()
+        return {"loss": sum(others, first)} | terms | metrics
 
     def row(self) -> dict[str, float]:
         """Return fetched sums as plain numbers: `loss`, its terms where several, the metrics."""
@@ -124,6 +135,15 @@ def as_mean(name: str, value: Any, batch: Any) -> Mean:
 
 def _add(a: Mapping[str, Mean], b: Mapping[str, Mean]) -> dict[str, Mean]:
     return {**a, **{k: a[k] + v if k in a else v for k, v in b.items()}}
+
+
+def _shared(means: Mapping[str, Mean], parts: int) -> dict[str, Mean]:
+    return {
+        name: Mean(mean.total / parts, jnp.float32(mean.weight / parts))
+        if isinstance(mean.weight, (int, float))
+        else mean
+        for name, mean in means.items()
+    }
 
 
 def _number(fetched: Mean) -> float:

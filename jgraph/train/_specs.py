@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from jgraph._errors import InputError
+from jgraph._suggest import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +19,15 @@ class TrainSpec:
             `max_steps` is reached. Where it has `epoch(n)`, that gives the n-th epoch's iterator.
         max_steps: number of optimizer steps, at least 1.
         log_every: steps per logged window, at least 1.
+        accumulate: microbatches per step, at least 1: a batch is cut into so many parts, whose
+            gradients add up to the batch's. BatchNorm sees each part by itself. Weights of Means
+            are taken as constants.
+        steps_per_call: steps that one call to the device runs, at least 1, for steps so short
+            that calling them takes the time. It must divide `log_every` and the evaluations'
+            `every_steps`.
 
     Raises:
-        InputError: a number below 1.
+        InputError: a number below 1, or `steps_per_call` doesn't divide `log_every`.
 
     Example:
         >>> TrainSpec([{"x": 1.0}], max_steps=100).log_every
@@ -30,11 +37,26 @@ class TrainSpec:
     data: Iterable[Any]
     max_steps: int
     log_every: int = 50
+    accumulate: int = 1
+    steps_per_call: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "log_every"):
+        for name in ("max_steps", "log_every", "accumulate", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_calls("log_every", self.log_every)
+
+    def check_calls(self, name: str, steps: int | None) -> None:
+        """Raise where something would be due in the middle of a call.
+
+        Raises:
+            InputError: `steps_per_call` doesn't divide `steps`.
+        """
+        if steps is not None and steps % self.steps_per_call:
+            raise InputError(
+                f"steps_per_call must divide {name}, so that nothing is due within a call; got "
+                f"steps_per_call={self.steps_per_call} and {name}={steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +97,14 @@ class TrainResult:
             covers, from 1), `set` (`"train"` or the evaluation's name), `loss`, metrics. A train
             row is the mean over the window's examples, each measured before its update.
         steps: optimizer steps taken.
+        states: what the model held, by name, for `nnx.update(model, result.states["best"])`:
+            `"last"` after the last step, without a moving average; `"best"`, where
+            `train_and_evaluate` was told what is best.
     """
 
     history: list[dict[str, Any]]
     steps: int
+    states: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def rows(self, set_name: str) -> list[dict[str, Any]]:
         """Return the history of one set, `"train"` or an evaluation's name."""
@@ -109,3 +135,52 @@ class TrainResult:
             )
         sign = 1 if mode == "min" else -1
         return min(rows, key=lambda row: sign * row[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number of an evaluation, and which way is good.
+
+    Args:
+        name: `"set/name"`, as `"val/accuracy"`.
+        mode: `"min"` or `"max"`.
+
+    Raises:
+        InputError: another mode, or a name without a set.
+
+    Example:
+        >>> Metric("val/loss", "min").is_better(0.5, than=0.7)
+        True
+    """
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise InputError(f"mode must be 'min' or 'max', got {self.mode!r}")
+        if "/" not in self.name:
+            raise InputError(f"a metric must be named 'set/name', as 'val/loss', got {self.name!r}")
+
+    def of(self, set_name: str, row: Mapping[str, Any]) -> float | None:
+        """Return its value in an evaluation's row; None in that of another set.
+
+        Raises:
+            InputError: the set has no such number.
+        """
+        wanted, _, name = self.name.partition("/")
+        if set_name != wanted:
+            return None
+        if name not in row:
+            known = [f"{wanted}/{key}" for key in row if key not in ("step", "set")]
+            raise InputError(
+                f"metric must be one of {', '.join(known)}, got {self.name!r}"
+                f"{did_you_mean(self.name, known)}"
+            )
+        return float(row[name])
+
+    def is_better(self, value: float, *, than: float | None, by: float = 0.0) -> bool:
+        """Return whether a value is better by more than `by`; anything but NaN beats None."""
+        if than is None:
+            return value == value
+        return value < than - by if self.mode == "min" else value > than + by

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
+from jgraph.train._modes import compute_in, dotted, is_within, rest_modules
 
 Leaves: TypeAlias = tuple[Any, ...]
 Path: TypeAlias = tuple[Any, ...]
@@ -24,13 +26,21 @@ class Group:
 
     paths: tuple[Path, ...]
     structure: Any
+    names: tuple[str, ...]
+    """Of the leaves, `layers.0.kernel`."""
 
     @classmethod
     def of(cls, state: State) -> tuple[Group, Leaves]:
         """Take a State apart into its group and its leaves."""
         flat = dict(nnx.to_flat_state(state))
         leaves, structure = jax.tree.flatten(list(flat.values()))
-        return cls(tuple(flat), structure), tuple(leaves)
+        values = {dotted(path): variable.get_raw_value() for path, variable in flat.items()}
+        names = [
+            name + jax.tree_util.keystr(keys)
+            for name, value in values.items()
+            for keys, _ in jax.tree.leaves_with_path(value)
+        ]
+        return cls(tuple(flat), structure, tuple(names)), tuple(leaves)
 
     def state(self, leaves: Sequence[Any]) -> State:
         """Make fresh Variables, which belong to the trace they are made in."""
@@ -98,28 +108,48 @@ class Binding:
             )
         return new
 
+    def state(self, params: Leaves, rest: Leaves) -> State:
+        """Return the whole model's State."""
+        return nnx.merge_state(self.params.state(params), self.rest.state(rest))
+
     def write_back(self, model: nnx.Module, params: Leaves, rest: Leaves) -> None:
         """Give the model these values."""
         nnx.update(model, self.params.state(params), self.rest.state(rest))
 
 
 def bind(
-    model: nnx.Module, trainable: nnx.filterlib.Filter = nnx.Param
+    model: nnx.Module,
+    trainable: nnx.filterlib.Filter = nnx.Param,
+    *,
+    freeze: str | Sequence[str] = (),
+    compute_dtype: DTypeLike | None = None,
 ) -> tuple[Binding, Leaves, Leaves]:
     """Split a model once.
 
     Args:
         model: an NNX module.
         trainable: filter of the Params that get gradients.
+        freeze: globs of dotted paths of modules and Params that rest, in evaluation mode.
+        compute_dtype: what modules compute in that have no `dtype` of their own.
 
     Returns:
         The binding, the leaves of the trainable Params, the leaves of all other Variables.
+
+    Raises:
+        InputError: a glob matches nothing.
     """
-    chosen = nnx.All(nnx.Param, trainable)
-    graphdef, params_state, rest_state = nnx.split(model, chosen, ...)
+    globs = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+    # Modes and types are flags on modules; on a twin they can't touch the caller's model.
+    twin = nnx.merge(*nnx.split(model))
+    rest_modules(twin, globs)
+    if compute_dtype is not None:
+        compute_in(twin, compute_dtype)
+    chosen = nnx.All(nnx.Param, trainable, nnx.Not(lambda path, _: is_within(path, globs)))
+    graphdef, params_state, rest_state = nnx.split(twin, chosen, ...)
     params, param_leaves = Group.of(params_state)
     rest, rest_leaves = Group.of(rest_state)
-    binding = Binding(graphdef, _eval_graphdef(model), params, rest, chosen)
+    twin.eval()
+    binding = Binding(graphdef, nnx.graphdef(twin), params, rest, chosen)
     return binding, param_leaves, rest_leaves
 
 
@@ -140,24 +170,3 @@ def check_trainable(model: nnx.Module, binding: Binding, params: Leaves) -> None
             f"each trainable nnx.Param must hold one array, the {len(binding.params.paths)} "
             f"selected hold {len(params)}; keep the others out with trainable=…"
         )
-
-
-def _eval_graphdef(model: nnx.Module) -> Any:
-    # eval() writes flags on the modules; on a merged twin it can't touch the caller's model.
-    twin = nnx.merge(*nnx.split(model))
-    twin.eval()
-    return nnx.graphdef(twin)
-
-
-def dotted(path: Path) -> str:
-    """Return a path as people write it: layers.0.kernel."""
-    return ".".join(map(str, path))
-
-
-def own(leaf: Any) -> jax.Array:
-    """Copy a leaf, so that donating it can't take the caller's array away.
-
-    A weak type is made strong: it would change after the first step, and compile twice.
-    """
-    array = jnp.asarray(leaf)
-    return jnp.array(array, dtype=array.dtype, copy=True)

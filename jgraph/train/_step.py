@@ -3,161 +3,221 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool
 
 from jgraph._eager import jit_is_off
-from jgraph.graph import function, module_scopes
+from jgraph._errors import InputError
+from jgraph._replicas import replica_key
+from jgraph.distribute import Strategy, own
+from jgraph.graph import Function, Graph, function, module_scopes, synchronised
+from jgraph.train._carry import Carry, Flat, Health, State
+from jgraph.train._gradients import gradients
 from jgraph.train._objective import LossFn, Measured, measure_loss
-from jgraph.train._state import Binding, Leaves, own
+from jgraph.train._state import Leaves, bind, check_trainable
 
 
-class Health(NamedTuple):
-    """The number of the step, and the first step, 0 for none, that wasn't finite, with its loss."""
+class Step:
+    """A training step of one model, loss function and optimizer; made by `make_step`.
 
-    step: Int[Array, ""]
-    bad_step: Int[Array, ""]
-    bad_loss: Float[Array, ""]
-
-
-class Carry(NamedTuple):
-    """What one step hands to the next: model and optimizer, flat; the window's sums; health."""
-
-    state: Leaves
-    window: Measured
-    health: Health
-
-
-class Stepper:
-    """The step of one model, loss function and optimizer.
-
-    The carry is a flat tuple of arrays in one Variable: a step overwrites its memory, and whatever
+    The carry is a dict of arrays in one Variable: a step overwrites its memory, and whatever
     interrupts the step, the Variable holds a whole carry. A step whose loss or update isn't finite
     changes nothing but the health, and so do all that follow it: the state is the one after the
     last good step.
 
-    Args:
-        binding: how leaves make the model.
-        loss_fn: the user's loss function.
-        optimizer: an optax transformation; it sees the trainable Params as nested dicts.
-        params: leaves of the trainable Params.
-        rest: leaves of the other Variables.
+    Attributes:
+        function: the `jgraph.function` that runs a step, with `graphs` and `explain()`.
     """
+
+    function: Function
 
     def __init__(
         self,
-        binding: Binding,
+        model: nnx.Module,
         loss_fn: LossFn,
         optimizer: optax.GradientTransformation,
-        params: Leaves,
-        rest: Leaves,
+        *,
+        strategy: Strategy | None,
+        trainable: nnx.filterlib.Filter,
+        freeze: str | Sequence[str],
+        accumulate: int,
+        average: float | None,
+        compute_dtype: DTypeLike | None,
     ) -> None:
-        self._binding = binding
-        self._loss_fn = loss_fn
+        self._check(model, optimizer, accumulate, average)
+        self._model, self._loss_fn, self._strategy = model, loss_fn, strategy
+        self._accumulate, self._average = accumulate, average
         self._optimizer = optax.with_extra_args_support(optimizer)
-        # Copies, since the steps donate them: the caller's arrays stay.
-        self._params, self._rest = tuple(map(own, params)), tuple(map(own, rest))
-        with jax.numpy_dtype_promotion("standard"):
-            opt_state = self._optimizer.init(binding.params.nest(self._params))
-        self._opt_leaves, self._opt_structure = jax.tree.flatten(opt_state)
-        self._structure: Any = None
-        self._keys: tuple[Any, ...] = ()
-        self._carry: nnx.Variable[Leaves] | None = None
+        self.binding, params, rest = bind(
+            model, trainable, freeze=freeze, compute_dtype=compute_dtype
+        )
+        check_trainable(model, self.binding, params)
+        self._first = params, rest
+        self._carry: nnx.Variable[dict[str, Any]] | None = None
+        self._prepare()
 
-        def train_step(carry: nnx.Variable[Leaves], batch: Any) -> tuple[Array, ...]:
-            new = self._step(self._unflatten(carry.get_raw_value()), batch)
-            carry.set_raw_value(self._flatten(new))
+        def train_step(carry: nnx.Variable[Any], batch: Any) -> tuple[Any, dict[str, Array]]:
+            new, measured = self._step(self._flat.unpack(carry.get_raw_value()), batch)
+            carry.set_raw_value(self._flat.pack(new))
             # A copy of the health, since the next step overwrites the carry.
-            return tuple(new.health)
+            return tuple(new.health), measured.numbers()
 
-        self.compiled = function(train_step, donate="state")
+        def train_steps(carry: nnx.Variable[Any], batches: Any) -> tuple[Any, None]:
+            def one(arrays: dict[str, Any], batch: Any) -> tuple[dict[str, Any], None]:
+                return self._flat.pack(self._step(self._flat.unpack(arrays), batch)[0]), None
+
+            carry.set_raw_value(jax.lax.scan(one, carry.get_raw_value(), batches)[0])
+            return tuple(self._flat.unpack(carry.get_raw_value()).health), None
+
+        self.function = function(train_step, donate="state", strategy=strategy)
+        self._steps = function(train_steps, donate="state", strategy=strategy)
+
+    def __call__(self, batch: Any) -> dict[str, Array]:
+        """Take a step.
+
+        Args:
+            batch: a pytree of arrays, best from `strategy.batches`.
+
+        Returns:
+            `loss`, its terms where there are several, and the metrics of this batch before the
+            update: scalars that are still being computed. If the loss or an update wasn't finite,
+            this and all later steps change nothing; `health` names the step.
+        """
+        return self.function(self._started(batch), batch)[1]
+
+    def graph(self, batch: Any) -> Graph:
+        """Trace the step for a batch without running it; see `jgraph.function`."""
+        return self.function.graph(self._started(batch), batch)
+
+    @property
+    def health(self) -> Health | None:
+        """The steps taken, and the first, 0 for none, that wasn't finite; None before any step."""
+        return None if self._carry is None else self._unpacked().health
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model that the step was made of, given a copy of the state as it is now."""
+        if self._carry is not None:
+            params, rest = self.model_leaves()
+            copies = jax.tree.map(jnp.copy, (params, rest))
+            self.binding.write_back(self._model, *copies)
+        return self._model
+
+    # What the loop needs.
+
+    def advance(self, batch: Any, *, stacked: bool = False) -> Health:
+        """Take a step, or one step for each of several stacked batches."""
+        if not stacked:
+            return Health(*self.function(self._started(batch), batch)[0])
+        carry = self._started(batch, stacked=True)
+        return Health(*self._steps(carry, batch)[0])
 
     @property
     def started(self) -> bool:
         """Whether there is a carry."""
         return self._carry is not None
 
-    def step(self, batch: Any) -> Health:
-        """Take a step; the first one makes the carry."""
-        if self._carry is None:
-            self._carry = nnx.Variable(self._start(batch))
-        return Health(*self.compiled(self._carry, batch))
-
-    def _start(self, batch: Any) -> Leaves:
-        """Return the carry before the first step; `batch` tells which sums there are."""
-        state = (*self._params, *self._rest, *map(own, self._opt_leaves))
-        if jit_is_off():
-            # Nothing compiles, so the window may grow names; and user code is never traced.
-            window = Measured({}, {})
-        else:
-            arguments = self._params, self._rest, batch
-            window = _zeros(jax.eval_shape(lambda *a: self._forward(*a)[1][0], *arguments))
-        health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
-        return self._flatten(Carry(state, window, health))
-
-    def model_leaves(self) -> tuple[Leaves, Leaves]:
+    def model_leaves(self, *, averaged: bool = False) -> tuple[Leaves, Leaves]:
         """Return the leaves of the trainable Params and of the other Variables, as they are."""
-        return self._unpack(self._unflatten(self._variable().get_raw_value()).state)[:2]
+        state = self._unpacked().state
+        return state.average if averaged and state.average else state.params, state.rest
 
     def take_window(self) -> Measured:
         """Return the window's sums, and begin another window."""
         variable = self._variable()
-        carry = self._unflatten(variable.get_raw_value())
-        variable.set_raw_value(self._flatten(carry._replace(window=_zeros(carry.window))))
+        carry = self._flat.unpack(variable.get_raw_value())
+        variable.set_raw_value(self._flat.pack(carry._replace(window=_zeros(carry.window))))
         return carry.window
 
-    def _variable(self) -> nnx.Variable[Leaves]:
+    # Before the first step.
+
+    @staticmethod
+    def _check(model: Any, optimizer: Any, accumulate: Any, average: Any) -> None:
+        check_model_and_optimizer(model, optimizer)
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise InputError(f"accumulate must be a whole number from 1, got {accumulate!r}")
+        if average is not None and not 0 < average < 1:
+            raise InputError(f"average must be a decay between 0 and 1, or None, got {average!r}")
+
+    def _prepare(self) -> None:
+        """Learn the optimizer's structure and the names of everything."""
+        params, rest = self.binding.params, self.binding.rest
+        opt_state = jax.eval_shape(self._init_optimizer, self._first[0])
+        self._opt_structure = jax.tree.structure(opt_state)
+        names = [
+            "optimizer" + jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(opt_state)
+        ]
+        average = params.names if self._average is not None else ()
+        self._flat = Flat(
+            State(
+                tuple(f"model.{name}" for name in params.names),
+                tuple(f"model.{name}" for name in rest.names),
+                tuple(names),
+                tuple(f"average.{name}" for name in average),
+            )
+        )
+
+    def _init_optimizer(self, params: Leaves) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return self._optimizer.init(self.binding.params.nest(params))
+
+    def _started(self, batch: Any, *, stacked: bool = False) -> nnx.Variable[dict[str, Any]]:
+        """Return the carry; the first time it is made, and `batch` tells which sums there are."""
+        if self._carry is None:
+            arrays = self._flat.pack(self._start(batch, stacked=stacked))
+            # Copies, since the steps donate them: the caller's arrays stay.
+            put = functools.partial(jax.tree.map, own)
+            self._carry = nnx.Variable((self._strategy.put if self._strategy else put)(arrays))
+        return self._carry
+
+    def _start(self, batch: Any, *, stacked: bool) -> Carry:
+        params, rest = (tuple(map(own, leaves)) for leaves in self._first)
+        opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
+        average = params if self._average is not None else ()
+        if jit_is_off():
+            # Nothing compiles, so the window may grow names; and user code is never traced.
+            window = Measured({}, {})
+        else:
+            one = jax.tree.map(lambda x: x[0], batch) if stacked else batch
+            forward = functools.partial(self._forward, params, rest)
+            window = _zeros(jax.eval_shape(lambda x: forward(x)[0].as_part(1), one))
+        health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
+        return Carry(State(params, rest, opt_leaves, average), window, health)
+
+    def _variable(self) -> nnx.Variable[dict[str, Any]]:
         assert self._carry is not None, "there is a carry from the first step on"
         return self._carry
 
-    def _flatten(self, carry: Carry) -> Leaves:
-        # Random keys as plain numbers: jax.jit runs Python to hand out a key, in which Ctrl-C
-        # would lose the carry after the old one was given away.
-        leaves, self._structure = jax.tree.flatten(carry)
-        self._keys = tuple(_key_impl(x) for x in leaves)
-        return tuple(
-            x if impl is None else jax.random.key_data(x)
-            for x, impl in zip(leaves, self._keys, strict=True)
-        )
+    def _unpacked(self) -> Carry:
+        return self._flat.unpack(self._variable().get_raw_value())
 
-    def _unflatten(self, leaves: Leaves) -> Carry:
-        wrapped = [
-            x if impl is None else jax.random.wrap_key_data(x, impl=impl)
-            for x, impl in zip(leaves, self._keys, strict=True)
-        ]
-        return jax.tree.unflatten(self._structure, wrapped)
+    # The step itself.
 
-    def _unpack(self, state: Leaves) -> tuple[Leaves, Leaves, Leaves]:
-        first = len(self._params)
-        middle = first + len(self._rest)
-        return state[:first], state[first:middle], state[middle : middle + len(self._opt_leaves)]
-
-    def _forward(
-        self, params: Leaves, rest: Leaves, batch: Any
-    ) -> tuple[Float[Array, ""], tuple[Measured, Leaves]]:
-        model = self._binding.merge(params, rest, train=True)
-        with module_scopes([("model", model)]):
+    def _forward(self, params: Leaves, rest: Leaves, batch: Any) -> tuple[Measured, Leaves]:
+        mine = tuple(map(replica_key, rest))
+        model = self.binding.merge(params, mine, train=True)
+        with module_scopes([("model", model)]), synchronised(model):
             measured = measure_loss(self._loss_fn, model, batch)
-        return measured.objective(), (measured, self._binding.read_rest(model, rest))
+        new = self.binding.read_rest(model, mine)
+        # What rests is what it was before: a replica's own keys are made anew at each step.
+        after = zip(new, mine, rest, strict=True)
+        return measured, tuple(old if x is given else x for x, given, old in after)
 
-    def _step(self, carry: Carry, batch: Any) -> Carry:
-        params, rest, opt_leaves = self._unpack(carry.state)
-        value_and_grad = jax.value_and_grad(self._forward, has_aux=True)
-        (loss, (measured, new_rest)), gradients = value_and_grad(params, rest, batch)
-        tree = self._binding.params.nest(params)
-        opt_state = jax.tree.unflatten(self._opt_structure, opt_leaves)
-        # Strict promotion is the user's choice for their code; optax isn't written to it.
-        with jax.numpy_dtype_promotion("standard"), jax.named_scope("optimizer"):
-            updates, opt_state = self._optimizer.update(
-                self._binding.params.nest(gradients), opt_state, tree, value=loss
-            )
-            new_params = self._binding.params.unnest(optax.apply_updates(tree, updates))
-        new_state = (*new_params, *new_rest, *jax.tree.leaves(opt_state))
+    def _step(self, carry: Carry, batch: Any) -> tuple[Carry, Measured]:
+        old = carry.state
+        loss, measured, new_rest, found = gradients(
+            self._forward, old.params, old.rest, batch, self._accumulate
+        )
+        new_params, opt_leaves, updates = self._update(old, found, loss)
+        average = self._averaged(old.average, new_params)
+        new = State(new_params, new_rest, opt_leaves, average)
 
         number = carry.health.step + 1
         finite = _all_finite((loss, updates))
@@ -170,13 +230,92 @@ class Stepper:
             jnp.where(first_bad, number, carry.health.bad_step),
             jnp.where(first_bad, loss.astype(jnp.float32), carry.health.bad_loss),
         )
-        state = tuple(map(keep, new_state, carry.state))
-        return Carry(state, window, health)
+        return Carry(jax.tree.map(keep, new, old), window, health), measured
+
+    def _update(self, old: State, found: Leaves, loss: Array) -> tuple[Leaves, Leaves, Any]:
+        nest = self.binding.params.nest
+        tree = nest(old.params)
+        opt_state = jax.tree.unflatten(self._opt_structure, old.optimizer)
+        # Strict promotion is the user's choice for their code; optax isn't written to it.
+        with jax.numpy_dtype_promotion("standard"), jax.named_scope("optimizer"):
+            updates, opt_state = self._optimizer.update(nest(found), opt_state, tree, value=loss)
+            new = self.binding.params.unnest(optax.apply_updates(tree, updates))
+        return new, tuple(jax.tree.leaves(opt_state)), updates
+
+    def _averaged(self, old: Leaves, params: Leaves) -> Leaves:
+        decay = self._average
+        if decay is None:
+            return ()
+        return tuple(decay * a + (1 - decay) * p for a, p in zip(old, params, strict=True))
 
 
-def _key_impl(x: Any) -> Any:
-    """Return the implementation of a random key, None for another array."""
-    return jax.random.key_impl(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else None
+def make_step(
+    model: nnx.Module,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    strategy: Strategy | None = None,
+    trainable: nnx.filterlib.Filter = nnx.Param,
+    freeze: str | Sequence[str] = (),
+    accumulate: int = 1,
+    average: float | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Step:
+    """Make the training step that `train_and_evaluate` runs, for a loop of your own.
+
+    Args:
+        model: an NNX module, used in the mode it is in.
+        loss_fn: as for `train_and_evaluate`.
+        optimizer: an optax transformation.
+        strategy: where it runs, from `jgraph.distribute`; None for where the model is.
+        trainable: NNX filter of the Params that get gradients.
+        freeze: globs of dotted paths; what they match gets no gradient and runs in evaluation
+            mode, so that BatchNorm statistics rest too.
+        accumulate: microbatches per step; their gradients add up to the batch's.
+        average: decay of a moving average of the trained Params, such as 0.999; None keeps none.
+        compute_dtype: what modules without a `dtype` of their own compute in, such as
+            `jax.numpy.bfloat16`; the state stays as it is.
+
+    Returns:
+        The step: `step(batch)` trains, `step.model` is the model with the state it has by then.
+
+    Raises:
+        InputError: nothing is trainable, a glob matches nothing, or an option is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        >>> batch = {"x": jnp.array([[0.0], [1.0]]), "y": jnp.array([[1.0], [3.0]])}
+        >>> def squared_error(model, batch):
+        ...     return ((model(batch["x"]) - batch["y"]) ** 2)[:, 0]
+        >>> step = make_step(model, squared_error, optax.sgd(0.5))
+        >>> for _ in range(100):
+        ...     numbers = step(batch)
+        >>> print(step.model(jnp.array([[2.0]])).round(2), len(step.function.graphs))
+        [[5.]] 1
+    """
+    return Step(
+        model,
+        loss_fn,
+        optimizer,
+        strategy=strategy,
+        trainable=trainable,
+        freeze=freeze,
+        accumulate=accumulate,
+        average=average,
+        compute_dtype=compute_dtype,
+    )
+
+
+def check_model_and_optimizer(model: Any, optimizer: Any) -> None:
+    """Raise where a type checker would have complained."""
+    if not isinstance(model, nnx.Module):
+        raise InputError(f"model must be an nnx.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(
+            f"optimizer must be an optax transformation such as optax.adam(1e-3), got "
+            f"{type(optimizer).__name__}"
+        )
 
 
 def _zeros(shapes: Measured) -> Measured:

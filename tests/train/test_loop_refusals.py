@@ -106,11 +106,11 @@ def test_bad_arguments(change: dict[str, Any], message: str) -> None:
 
 def test_arguments_of_another_type() -> None:
     # Asked directly, since under pytest the annotations are checked before.
-    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    model, train = nnx.Linear(2, 1, rngs=nnx.Rngs(0)), TrainSpec(line_batches(), 1)
     with pytest.raises(InputError, match=r"model must be an nnx\.Module, got function"):
-        check_arguments(lambda x: x, optax.sgd(0.1), {})
+        check_arguments(lambda x: x, optax.sgd(0.1), train, {})
     with pytest.raises(InputError, match=r"such as optax\.adam\(1e-3\), got float"):
-        check_arguments(model, 0.1, {})
+        check_arguments(model, 0.1, train, {})
 
 
 def test_a_param_of_several_arrays_is_refused_as_trainable() -> None:

@@ -1,0 +1,183 @@
+"""The loop: keeps the device busy, fetches numbers late, and always hands back a good state."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jgraph._errors import InputError
+from jgraph.distribute import Strategy
+from jgraph.train._batches import Work
+from jgraph.train._callbacks import Callback, StopTraining
+from jgraph.train._carry import Health
+from jgraph.train._evaluate import evaluate_leaves
+from jgraph.train._objective import LossFn, Measured, measure_loss
+from jgraph.train._specs import EvalSpec, Metric, TrainResult, TrainSpec
+from jgraph.train._step import Step
+
+# Calls handed to the device before the oldest must have ended: enough to keep it busy, few enough
+# that the batches they hold fit.
+_MAX_IN_FLIGHT = 4
+
+
+class NonFiniteError(InputError, FloatingPointError):
+    """A training step's loss or update was NaN or infinite.
+
+    Args:
+        step: the step, counted from 1.
+        loss: its loss.
+    """
+
+    def __init__(self, step: int, loss: float) -> None:
+        self.step = step
+        self.loss = loss
+        super().__init__(
+            f"loss and update must be finite, at step {step} the loss was {loss:g}"
+            f"{' and the update was not finite' if math.isfinite(loss) else ''}; the model holds "
+            f"the state after step {step - 1}. Lower the learning rate, clip gradients, or look "
+            "at that step's batch under jax.disable_jit()"
+        )
+
+
+class Run:
+    """The moving parts of one `train_and_evaluate`."""
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        loss_fn: LossFn,
+        step: Step,
+        train: TrainSpec,
+        evals: Mapping[str, EvalSpec],
+        strategy: Strategy | None,
+        best: Metric | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self._model, self._loss_fn, self._step = model, loss_fn, step
+        self._train, self._evals, self._strategy = train, evals, strategy
+        self._best, self._best_value = best, None
+        self._callbacks = callbacks
+        self._in_flight: deque[Health] = deque()
+        self._pending: tuple[int, Measured, Health] | None = None
+        self._history: list[dict[str, Any]] = []
+        self._states: dict[str, Any] = {}
+        self._steps = 0
+        self._stopped = False
+
+    @property
+    def result(self) -> TrainResult:
+        """What the run went through."""
+        return TrainResult(self._history, self._steps, self._states)
+
+    def advance(self, work: Work) -> bool:
+        """Take a call's steps; log and evaluate where they are due; return whether to stop."""
+        health = self._step.advance(work.batch, stacked=work.steps > 1)
+        first = self._steps + 1
+        self._steps += work.steps
+        self._in_flight.append(health)
+        if len(self._in_flight) > _MAX_IN_FLIGHT:
+            jax.block_until_ready(self._in_flight.popleft())
+        for callback in self._callbacks:
+            with self._may_stop():
+                for step in range(first, self._steps + 1):
+                    callback.on_step(step)
+        last = self._stopped or self._steps == self._train.max_steps
+        if last or self._steps % self._train.log_every == 0:
+            self._close_window(health)
+        due = [name for name, spec in self._evals.items() if last or spec.is_due(self._steps)]
+        if due or last:
+            self._flush()
+            raise_if_bad(health)
+        for name in due:
+            self._evaluate(name)
+        return self._stopped
+
+    def finish(self) -> None:
+        """Give the model the latest state and end the run."""
+        if self._pending is not None:  # stopped between two windows
+            self._flush()
+        self._states["last"] = self._state(averaged=False)
+        self.write_back()
+        for callback in self._callbacks:
+            callback.on_end(self.result)
+
+    def write_back(self) -> None:
+        """Give the model the latest state."""
+        if self._step.started:
+            leaves = jax.block_until_ready(self._step.model_leaves(averaged=True))
+            self._step.binding.write_back(self._model, *leaves)
+
+    def rescue(self, error: BaseException) -> None:
+        """Give the model the latest state although the run failed."""
+        try:
+            self.write_back()
+        except RuntimeError:
+            error.add_note(
+                "The step failed on the device and took the state it was given along: the model "
+                "holds the values it had before train_and_evaluate."
+            )
+
+    @contextlib.contextmanager
+    def _may_stop(self) -> Iterator[None]:
+        try:
+            yield
+        except StopTraining:
+            self._stopped = True
+
+    def _close_window(self, health: Health) -> None:
+        window = self._step.take_window()
+        self._flush()
+        self._pending = self._steps, window, health
+
+    def _flush(self) -> None:
+        """Fetch and hand out the window that closed before this one."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        step, window, health = pending
+        raise_if_bad(health)
+        row = {"step": step, "set": "train", **jax.device_get(window).row()}
+        self._history.append(row)
+        for callback in self._callbacks:
+            with self._may_stop():
+                callback.on_log(step, row)
+
+    def _evaluate(self, name: str) -> None:
+        params, rest = self._step.model_leaves(averaged=True)
+        data = self._evals[name].data
+        numbers = evaluate_leaves(
+            self._loss_fn, measure_loss, self._step.binding, params, rest, data, self._strategy
+        )
+        row = {"step": self._steps, "set": name, **numbers}
+        self._history.append(row)
+        self._keep_best(name, row)
+        for callback in self._callbacks:
+            with self._may_stop():
+                callback.on_eval(self._steps, name, row)
+
+    def _keep_best(self, name: str, row: dict[str, Any]) -> None:
+        value = None if self._best is None else self._best.of(name, row)
+        if self._best is None or value is None:
+            return
+        if self._best.is_better(value, than=self._best_value):
+            self._best_value = value
+            self._states["best"] = self._state(averaged=True)
+
+    def _state(self, *, averaged: bool) -> Any:
+        """Return a copy of the model's state, which later steps don't overwrite."""
+        leaves = self._step.model_leaves(averaged=averaged)
+        return self._step.binding.state(*jax.tree.map(jnp.copy, leaves))
+
+
+def raise_if_bad(health: Health) -> None:
+    """Raise where a step wasn't finite; it waits for the step."""
+    _, bad_step, bad_loss = jax.device_get(tuple(health))
+    if bad_step:
+        raise NonFiniteError(int(bad_step), float(bad_loss))
