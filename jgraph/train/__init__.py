@@ -20,3 +20,4 @@ from jgraph.train._specs import TrainResult as TrainResult
 from jgraph.train._specs import TrainSpec as TrainSpec
 from jgraph.train._step import Step as Step
 from jgraph.train._step import make_step as make_step
+from jgraph.train._value_and_grad import value_and_grad as value_and_grad

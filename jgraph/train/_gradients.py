@@ -77,7 +77,7 @@ def _gradients(
     def objective(params: Leaves) -> tuple[Float[Array, ""], tuple[Measured, Leaves]]:
         measured, new_rest = forward(params, rest, batch)
         first, *others = (
-            _share(term, None if weights is None else weights[name])
+            share(term, None if weights is None else weights[name])
             for name, term in measured.terms.items()
         )
         return sum(others, first), (measured, new_rest)
@@ -86,8 +86,13 @@ def _gradients(
     return Gradients(loss, measured, new_rest, found)
 
 
-def _share(term: Mean, weight: Any) -> Float[Array, ""]:
-    """Return what a part contributes to a mean over all parts."""
+def share(term: Mean, weight: Any = None) -> Float[Array, ""]:
+    """Return what a part contributes to a mean over all parts.
+
+    Args:
+        term: the part's total and weight.
+        weight: of all parts; None adds up the replicas' own.
+    """
     weight = over_replicas(term.weight) if weight is None else weight
     with replicas(None):
         return Mean(term.total, weight).value()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -34,8 +36,8 @@ class Measured(NamedTuple):
         with replicas(None):
             terms = {name: term.value() for name, term in self.terms.items()}
             metrics = {name: metric.value() for name, metric in self.metrics.items()}
-        first, *others = terms.values()
-        return {"loss": sum(others, first)} | terms | metrics
+        loss = {"loss": functools.reduce(operator.add, terms.values())} if terms else {}
+        return loss | terms | metrics
 
     def row(self) -> dict[str, float]:
         """Return fetched sums as plain numbers: `loss`, its terms where several, the metrics."""
@@ -50,7 +52,7 @@ class Measured(NamedTuple):
 
 def measure_loss(loss_fn: LossFn, model: Any, batch: Any) -> Measured:
     """Run a loss function on a batch."""
-    return _measured(loss_fn(model, batch), batch)
+    return measured(loss_fn(model, batch), batch)
 
 
 def measure(fn: LossFn, model: Any, batch: Any) -> Measured:
@@ -58,10 +60,11 @@ def measure(fn: LossFn, model: Any, batch: Any) -> Measured:
     result = fn(model, batch)
     if isinstance(result, Mapping):
         return Measured({}, _metrics(result, batch))
-    return _measured(result, batch)
+    return measured(result, batch)
 
 
-def _measured(result: Any, batch: Any) -> Measured:
+def measured(result: Any, batch: Any) -> Measured:
+    """Bring what a loss function returned into one form."""
     objective, metrics = _pair(result)
     terms, metrics = _terms(objective, batch), _metrics(metrics, batch)
     taken = [name for name in metrics if name in {"loss", "step", "set", *terms}]
