@@ -22,3 +22,5 @@ from jgraph.models._weights import set_weights as set_weights
 from jgraph.models._weights import weights_of as weights_of
 from jgraph.models.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from jgraph.models.efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
+from jgraph.models.gpt import GPT as GPT
+from jgraph.models.gpt import GPTConfig as GPTConfig

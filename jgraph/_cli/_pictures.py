@@ -69,6 +69,12 @@ def add_finetune(commands: Any) -> Parser:
     )
     _add_batch_size(parser)
     add(
+        "--strategy",
+        default="one",
+        metavar="one|auto|data_parallel|fsdp|pmap",
+        help="where the network runs: one device, or all of them (default: %(default)s)",
+    )
+    add(
         "--learning-rate",
         type=number,
         default=1e-3,
@@ -152,6 +158,7 @@ def _finetune(args: argparse.Namespace) -> int:
         image_size=args.image_size,
         unfreeze=args.unfreeze,
         seed=args.seed,
+        strategy=args.strategy,
         out=args.out,
         debug=args.debug,
         on_bad_picture=args.on_bad_picture,

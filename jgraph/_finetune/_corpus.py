@@ -129,7 +129,7 @@ def gather(model: Classifier, splits: Splits, settings: Settings, console: Conso
             f"{len(paths)} is used"
         )
     with console.bar("Embedding", len(paths), " pictures") as count:
-        features, good = Forward(model, Classifier.embed)(pictures, count)
+        features, good = Forward(model, Classifier.embed, settings.places())(pictures, count)
     skipped = {str(paths[i]): reason for i, reason in sorted(pictures.bad.items())}
     for reason in skipped.values():
         console.notice(f"left out: {reason}")

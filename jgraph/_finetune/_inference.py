@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jgraph._eager import jit_is_off
 from jgraph.data import Batch, Pictures
+from jgraph.distribute import Strategy
 from jgraph.graph import function
 from jgraph.models import Classifier
 
@@ -30,16 +31,20 @@ class Forward:
     Args:
         model: its present weights are used; it isn't changed.
         method: called as `method(model, pictures)`, pictures uint8 `[B, S, S, 3]`.
+        strategy: where it runs; None for where the model is.
     """
 
-    def __init__(self, model: Classifier, method: Method) -> None:
+    def __init__(self, model: Classifier, method: Method, strategy: Strategy | None = None) -> None:
         # A twin: it holds the present weights, whatever becomes of the model's.
         self._model = nnx.merge(*nnx.split(model))
+        self._strategy = strategy
+        if strategy is not None:
+            strategy.put(self._model)
 
         def forward(model: Classifier, pictures: Array) -> Array:
             return method(model, pictures)
 
-        self._forward = function(forward)
+        self._forward = function(forward, strategy=strategy)
 
     def __call__(
         self, pictures: Pictures, on_batch: Callable[[int], object] = lambda count: None
@@ -55,7 +60,7 @@ class Forward:
         """
         rows: np.ndarray | None = None
         good = np.zeros(len(pictures.paths), bool)
-        programs = _programs(pictures.batch_size)
+        programs = self._programs(pictures.batch_size)
         with ThreadPoolExecutor(programs) as pool:
             waiting: deque[tuple[Batch, Future[np.ndarray]]] = deque()
 
@@ -88,15 +93,16 @@ class Forward:
         return done
 
     def _rows(self, pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(self._forward(self._model, jnp.asarray(pictures)))
+        put = jnp.asarray if self._strategy is None else self._strategy.put_batch
+        return np.asarray(self._forward(self._model, put(pictures)))
 
+    def _programs(self, batch_size: int) -> int:
+        """Return how many batches to run at once.
 
-def _programs(batch_size: int) -> int:
-    """Return how many batches to run at once.
-
-    XLA's CPU backend runs such a network's program on one core: two at once take the time of one.
-    An accelerator has its own queue and gains nothing.
-    """
-    if jax.default_backend() != "cpu":
-        return 1
-    return max(1, min(os.cpu_count() or 1, _MOST_PICTURES // batch_size))
+        XLA's CPU backend runs such a network's program on one core: two at once take the time of
+        one. An accelerator has its own queue and gains nothing, nor do programs over all devices.
+        """
+        is_split = self._strategy is not None and self._strategy.num_devices > 1
+        if is_split or jax.default_backend() != "cpu":
+            return 1
+        return max(1, min(os.cpu_count() or 1, _MOST_PICTURES // batch_size))

@@ -39,6 +39,7 @@ def finetune(
     image_size: int | None = None,
     unfreeze: str = "none",
     seed: int = 0,
+    strategy: str = "one",
     out: str | os.PathLike[str] | None = None,
     debug: bool = False,
     on_bad_picture: OnBadPicture = "skip",
@@ -61,6 +62,8 @@ def finetune(
         image_size: side of the square the network sees, in pixels; None for the backbone's own.
         unfreeze: "none", "all" or "last:N" for the last N stages of the backbone.
         seed: of every draw. The same seed gives the same result, bit for bit.
+        strategy: where the network runs: "one" device, or all devices by "auto", "data_parallel",
+            "fsdp" or "pmap"; see `jgraph.distribute`.
         out: the run folder to write, which must not exist; None for runs/NAME-001 and so on,
             with the link runs/latest.
         debug: run without jit, so that breakpoints stop inside the network.
@@ -87,6 +90,7 @@ def finetune(
         image_size,
         unfreeze,
         seed,
+        strategy,
         on_bad_picture,
     )
     console = Console(verbose)

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any, Literal
 
-from jgraph import models
+from jgraph import distribute, models
 from jgraph._errors import InputError
 from jgraph._finetune._run import OnBadPicture
 from jgraph._suggest import did_you_mean
@@ -28,6 +28,7 @@ class Settings:
         image_size: side of the square the network sees, in pixels; None for the backbone's own.
         unfreeze: "none", "all", or "last:N" for the last N stages of the backbone.
         seed: of every draw: held-out pictures, folds, order and augmentation; below 2^32.
+        strategy: where the network runs, one of `jgraph.distribute.names()`.
         on_bad_picture: "skip" names a file that can't be read and goes on, "stop" raises.
 
     Raises:
@@ -42,6 +43,7 @@ class Settings:
     image_size: int | None
     unfreeze: str
     seed: int
+    strategy: str
     on_bad_picture: OnBadPicture
 
     def __post_init__(self) -> None:
@@ -68,8 +70,17 @@ class Settings:
                 f"unfreeze must be none, all or last:N with N at least 1, got {self.unfreeze!r}"
                 f"{did_you_mean(self.unfreeze, ('none', 'all', 'last:1'))}"
             )
+        if self.strategy not in distribute.names():
+            raise InputError(
+                f"the strategy must be one of {', '.join(distribute.names())}, got "
+                f"{self.strategy!r}{did_you_mean(self.strategy, distribute.names())}"
+            )
         if self.on_bad_picture not in ("skip", "stop"):
             raise InputError(f"on_bad_picture must be skip or stop, got {self.on_bad_picture!r}")
+
+    def places(self) -> distribute.Strategy:
+        """Return the strategy."""
+        return distribute.create(self.strategy)
 
     def unfrozen_stages(self, stages: int) -> int:
         """Return how many of the backbone's `stages`, counted from the last, are trained.

@@ -165,7 +165,8 @@ def predict(
     model: Classifier, corpus: Corpus, rows: Bool[np.ndarray, " n"], settings: Settings
 ) -> Float[np.ndarray, "m k"]:
     """Return the model's logits of the chosen pictures, float32 `[M, K]`."""
-    return Forward(model, Classifier.__call__)(_batches(model, corpus, rows, settings))[0]
+    forward = Forward(model, Classifier.__call__, settings.places())
+    return forward(_batches(model, corpus, rows, settings))[0]
 
 
 def _train(
@@ -189,6 +190,7 @@ def _train(
             _optimizer(settings, steps),
             train=TrainSpec(batches, steps, log_every=len(batches)),
             evals=evals,
+            strategy=settings.places(),
             trainable=model.trainable(settings.unfrozen_stages(len(model.backbone.stages))),
             callbacks=[_Epochs(console, count, len(batches), settings.epochs, bool(evals))],
         )

@@ -1,8 +1,10 @@
 """Where a program runs: on one device or split over many, without a word of it in the program."""
 
-from jgraph.distribute._auto import auto as auto
 from jgraph.distribute._batches import Batches as Batches
 from jgraph.distribute._batches import Prefetch as Prefetch
+from jgraph.distribute._create import auto as auto
+from jgraph.distribute._create import create as create
+from jgraph.distribute._create import names as names
 from jgraph.distribute._data_parallel import DataParallel as DataParallel
 from jgraph.distribute._fsdp import FSDP as FSDP
 from jgraph.distribute._one_device import OneDevice as OneDevice

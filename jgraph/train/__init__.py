@@ -14,6 +14,8 @@ from jgraph.train._logistic import balanced_weights as balanced_weights
 from jgraph.train._logistic import fit_logistic as fit_logistic
 from jgraph.train._loop import train_and_evaluate as train_and_evaluate
 from jgraph.train._objective import LossFn as LossFn
+from jgraph.train._observers import Profiler as Profiler
+from jgraph.train._observers import TensorBoard as TensorBoard
 from jgraph.train._run import NonFiniteError as NonFiniteError
 from jgraph.train._specs import EvalSpec as EvalSpec
 from jgraph.train._specs import TrainResult as TrainResult

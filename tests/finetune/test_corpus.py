@@ -33,6 +33,7 @@ def collect(folder: Path, **changes: Any) -> tuple[Corpus, Console, Classifier]:
         "image_size": None,
         "unfreeze": "none",
         "seed": 0,
+        "strategy": "one",
         "on_bad_picture": "skip",
     }
     splits = find_splits(folder)

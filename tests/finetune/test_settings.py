@@ -13,6 +13,7 @@ GOOD: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "epochs": 5,
     "batch_size": 32,
+    "strategy": "one",
     "learning_rate": 1e-3,
     "image_size": None,
     "unfreeze": "none",
@@ -31,6 +32,11 @@ GOOD: dict[str, Any] = {
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": -3}, "batch size must be at least 1, got -3"),
+        (
+            {"strategy": "data-parallel"},
+            "the strategy must be one of auto, one, data_parallel, fsdp, pmap, got "
+            "'data-parallel'; did you mean data_parallel?",
+        ),
         ({"seed": -1}, "the seed must be from 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "the seed must be from 0 to 4294967295, got 4294967296"),
         (

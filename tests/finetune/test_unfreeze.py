@@ -65,6 +65,19 @@ def test_kept_weights_are_those_of_the_unfrozen_stages(unfreeze, parts, big, mon
     assert float(tuned[-1][4]) == pytest.approx(run.metrics["loss"], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["data_parallel", "fsdp", "pmap"])
+def test_every_strategy_trains_what_one_device_does(strategy, big, monkeypatch):
+    decide(monkeypatch, math.inf)
+    options = {"unfreeze": "last:1", "epochs": 1, "batch_size": 12, "verbose": False}
+    one, many = (jg.finetune(big, strategy=name, **options) for name in ("one", strategy))
+    assert many.config["strategy"] == strategy
+    for name, value in models.weights_of(one.model).items():
+        np.testing.assert_allclose(
+            models.weights_of(many.model)[name], value, atol=2e-4, err_msg=name
+        )
+    assert many.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3, abs=1e-4)
+
+
 def test_worse_weights_are_taken_back(big, monkeypatch, capsys):
     frozen = jg.finetune(big, verbose=False)
     decide(monkeypatch, -1.0)
