@@ -18,12 +18,12 @@ from jgraph.graph._jaxpr import aval_text
 Pass: TypeAlias = Callable[[ClosedJaxpr], ClosedJaxpr]
 Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
 
-# Equations whose bodies are ordinary programs of the same inputs and outputs. Bodies that run
-# under axis names (shard_map) are left alone.
+# Equations whose bodies are ordinary programs of the same inputs and outputs.
 _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _LOOPS = frozenset({"scan", "while", "cond"})
-_WITH_BODIES = _REMAT | _CALLS | _LOOPS | {"custom_jvp_call", "custom_vjp_call"}
+_OTHERS = frozenset({"custom_jvp_call", "custom_vjp_call", "shard_map"})
+_WITH_BODIES = _REMAT | _CALLS | _LOOPS | _OTHERS
 
 
 def rewrite(program: ClosedJaxpr, rule: Rule) -> ClosedJaxpr:
@@ -124,7 +124,8 @@ def _traced(replacement: Callable[..., Any], eqn: JaxprEqn) -> ClosedJaxpr:
 
 
 def _rewrite_bodies(eqn: JaxprEqn, rule: Rule) -> JaxprEqn:
-    if eqn.primitive.name not in _WITH_BODIES:
+    # Where JAX keeps count of what varies over devices, types hold more than a rule is shown.
+    if eqn.primitive.name not in _WITH_BODIES or eqn.params.get("check_vma"):
         return eqn
     changed = {}
     for key, value in eqn.params.items():

@@ -43,9 +43,7 @@ class TensorBoard(Callback):
         # Names end in the second they were made in; without more, a second run in it would
         # overwrite the first.
         suffix = f".{os.getpid()}.{next(_number)}"
-        self._writer = self._open(
-            str(self._dir), flush_secs=_FLUSH_SECONDS, filename_suffix=suffix
-        )
+        self._writer = self._open(str(self._dir), flush_secs=_FLUSH_SECONDS, filename_suffix=suffix)
 
     def on_log(self, step: int, row: dict[str, Any]) -> None:
         """Write the window's numbers."""

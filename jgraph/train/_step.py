@@ -98,8 +98,11 @@ class Step:
 
     @property
     def health(self) -> Health | None:
-        """The steps taken, and the first, 0 for none, that wasn't finite; None before any step."""
-        return None if self._carry is None else self._unpacked().health
+        """The steps taken, and the first, 0 for none, that wasn't finite; None before any step.
+
+        Plain numbers: it waits for the last step.
+        """
+        return None if self._carry is None else jax.device_get(self._unpacked().health)
 
     @property
     def model(self) -> nnx.Module:

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from jgraph.distribute import FSDP, DataParallel, OneDevice, Pmap
+from jgraph.graph import _passes, function
+
+
+def doubled_tanh(eqn):
+    return (
+        (lambda x: [2 * lax.tanh_p.bind(x, **eqn.params)]) if eqn.primitive is lax.tanh_p else None
+    )
+
+
+@pytest.mark.parametrize("make", [OneDevice, DataParallel, FSDP, Pmap])
+def test_passes_reach_the_program_of_every_strategy(make, monkeypatch):
+    change = lambda program: _passes.rewrite(program, doubled_tanh)  # noqa: E731
+    monkeypatch.setattr(_passes, "PASSES", (*_passes.PASSES, change))
+    strategy = make()
+    model = strategy.put(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    x = np.arange(64, dtype=np.float32).reshape(16, 4) / 64
+    run = function(lambda model, x: jnp.tanh(model(x)), strategy=strategy)
+    result = run(model, strategy.put_batch(x))
+    expected = 2 * np.tanh(x @ np.asarray(model.kernel[...]))
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    (graph,) = run.graphs
+    np.testing.assert_allclose(graph(x), expected, atol=1e-6)
+    assert [op.name for op in graph.ops].count("tanh") == 1
+    assert {op.scope for op in graph.ops if op.name == "dot_general"} == {("model",)}
