@@ -102,6 +102,7 @@ class Binder:
                 tuple(binding.paths),
                 tuple(v is not None for v in binding.variables),
                 inside,
+                self._parameters.labels(call.layout),
             )
             program = Program(self._fn, self._captured, interface, self._on_trace)
             if self._donate and not inside:

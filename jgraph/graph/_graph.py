@@ -261,13 +261,8 @@ class Graph:
     @functools.cached_property
     def input_paths(self) -> list[str]:
         """The path of each of the program's inputs, in order: the state's, the arguments'."""
-        leaves, _ = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
-        state = [
-            path + tree_path(p)
-            for path, leaf in zip(self._interface.paths, leaves, strict=True)
-            for p, _ in jax.tree.leaves_with_path(leaf)
-        ]
-        return state + self._argument_paths
+        flat = range(len(self.jaxpr.in_avals))
+        return self._interface.input_paths(*jax.tree.unflatten(self._traced.structure, flat))
 
     def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
         if not isinstance(state, Mapping) or isinstance(state, nnx.State):

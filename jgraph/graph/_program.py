@@ -13,7 +13,7 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
 
-from jgraph.graph._arguments import Layout
+from jgraph.graph._arguments import Labels, Layout
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import (
     flatten,
@@ -26,10 +26,11 @@ from jgraph.graph._nnx import (
     unflatten,
 )
 from jgraph.graph._passes import run_passes
-from jgraph.graph._paths import function_name, join_path
+from jgraph.graph._paths import function_name, join_path, tree_path
 from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, module_scopes
 from jgraph.graph._settings import settings_now
+from jgraph.graph._stand_in import stand_for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +96,7 @@ class Interface(NamedTuple):
         paths: for each leaf, its name.
         in_variable: for each leaf, whether a Variable holds it.
         inside: whether calls are part of an outer trace.
+        arguments: the names of a call's arrays.
     """
 
     layout: Layout
@@ -105,6 +107,16 @@ class Interface(NamedTuple):
     paths: tuple[str, ...]
     in_variable: tuple[bool, ...]
     inside: bool
+    arguments: Labels
+
+    def input_paths(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> list[str]:
+        """Return the path of each of the program's inputs, in order: the state's, the arrays'."""
+        state = [
+            path + tree_path(p)
+            for path, leaf in zip(self.paths, leaves, strict=True)
+            for p, _ in jax.tree.leaves_with_path(leaf)
+        ]
+        return state + self.arguments.paths(arrays)
 
 
 class Program:
@@ -187,14 +199,14 @@ class Program:
     def _trace(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> Traced:
         plans: list[Plan] = []
 
-        def body(leaves: list[Any], arrays: list[Any]) -> list[Any]:
-            outputs, plan = self._body(leaves, arrays)
+        def body(*flat: Any) -> list[Any]:
+            outputs, plan = self._body(*jax.tree.unflatten(structure, flat))
             plans.append(plan)
             return outputs
 
-        jaxpr = jax.make_jaxpr(body)(list(leaves), list(arrays))
-        structure = jax.tree.structure((list(leaves), list(arrays)))
-        return Traced(jaxpr, plans[-1], structure)
+        flat, structure = jax.tree.flatten((list(leaves), list(arrays)))
+        stand_for(body, self._fn, self.interface.input_paths(leaves, arrays))
+        return Traced(jax.make_jaxpr(body)(*flat), plans[-1], structure)
 
     def _body(self, leaves: list[Any], arrays: list[Any]) -> tuple[list[Any], Plan]:
         face = self.interface
