@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from jgraph._errors import InputError
 from jgraph.graph._arguments import Parameters, Sorted
@@ -101,6 +102,7 @@ class Binder:
                 tuple(binding.roots),
                 tuple(binding.paths),
                 tuple(v is not None for v in binding.variables),
+                tuple(isinstance(v, nnx.Param) for v in binding.variables),
                 inside,
                 self._parameters.labels(call.layout),
             )

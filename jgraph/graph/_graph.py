@@ -222,7 +222,14 @@ class Graph:
 
     @property
     def _ports(self) -> tuple[list[Port], list[Port]]:
-        inputs = [Port(path, i < self._num_state) for i, path in enumerate(self.input_paths)]
+        is_param = [
+            leaf
+            for leaf, count in zip(self._interface.is_param, self._leaf_counts, strict=True)
+            for _ in range(count)
+        ]
+        state = zip(self.input_paths, is_param, strict=False)
+        inputs = [Port(path, is_state=True, is_param=param) for path, param in state]
+        inputs += map(Port, self._argument_paths)
         outputs = [Port(path) for path in self.outputs]
         written = len(self.jaxpr.out_avals) - len(outputs)
         return inputs, outputs + [Port("", is_state=True)] * written

@@ -95,6 +95,7 @@ class Interface(NamedTuple):
         roots: for each leaf, the number of its object.
         paths: for each leaf, its name.
         in_variable: for each leaf, whether a Variable holds it.
+        is_param: for each leaf, whether it is an `nnx.Param`.
         inside: whether calls are part of an outer trace.
         arguments: the names of a call's arrays.
     """
@@ -106,6 +107,7 @@ class Interface(NamedTuple):
     roots: tuple[int, ...]
     paths: tuple[str, ...]
     in_variable: tuple[bool, ...]
+    is_param: tuple[bool, ...]
     inside: bool
     arguments: Labels
 

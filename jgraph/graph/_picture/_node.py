@@ -41,7 +41,7 @@ class Node:
         edges: how they are joined.
         forward: FLOPs of one copy's forward pass, its children's included.
         backward: the same of its backward pass.
-        params: how many arrays of state it reads, and their elements, its children's included.
+        params: how many arrays of parameters it reads, its children's too, and their elements.
         scope: the module's path.
         last: name of the last of the copies merged into it.
         copies: how many equal neighbours it stands for.

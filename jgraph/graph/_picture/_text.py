@@ -24,9 +24,7 @@ def table(root: View, depth: int | None = None) -> str:
     rows: list[_Line] = [_COLUMNS]
     for child in root.children:
         rows += _rows(child, 0, depth)
-    node = root.node
-    update = sum(c.params[1] for c in node.children if c.kind == "update")
-    total = si(node.params[1] + update) if node.params[1] + update else ""
+    total = si(root.node.params[1]) if root.node.params[0] else ""
     rows.append(("total", "", total, si(root.flops), percent(1.0 if root.flops else 0.0), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = ["  ".join(_cell(row[i], widths[i], i) for i in range(len(row))) for row in rows]
