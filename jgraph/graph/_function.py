@@ -24,6 +24,7 @@ from jgraph.graph._leaks import refuse_frozen_variables
 from jgraph.graph._nnx import is_object
 from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
+from jgraph.graph._scopes import call_inside
 from jgraph.graph._signature import Signature, signature_of
 from jgraph.graph._tracebacks import release_arrays
 
@@ -166,7 +167,8 @@ class Function:
         bound = self._binder.bind(call)
         inputs = [], [], bound.binding.read(), call.arrays
         try:
-            outputs = bound.program.jit(*inputs)
+            with call_inside(objects):
+                outputs = bound.program.jit(*inputs)
         except BaseException as error:
             self._explain(error, bound, call, inputs)
             raise

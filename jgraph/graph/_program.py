@@ -28,7 +28,7 @@ from jgraph.graph._nnx import (
 from jgraph.graph._passes import run_passes
 from jgraph.graph._paths import function_name, join_path, tree_path
 from jgraph.graph._read_only import ReadOnly, same_arrays
-from jgraph.graph._scopes import drop_scopes, module_scopes
+from jgraph.graph._scopes import drop_scopes, function_scopes
 from jgraph.graph._settings import settings_now
 from jgraph.graph._stand_in import stand_for
 
@@ -224,7 +224,7 @@ class Program:
         read_only = ReadOnly(outside, face.labels[face.num_arguments :], given)
         nodes = objects_within(objects)
         try:
-            with module_scopes(zip(face.labels, objects, strict=True)):
+            with function_scopes(face.labels, objects):
                 result = fn(*args, **kwargs)
         finally:
             hand_on()
