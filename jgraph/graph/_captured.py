@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +33,24 @@ class _Place(NamedTuple):
     @property
     def key(self) -> tuple[str, int]:
         return self.name, id(self.holder)
+
+
+class Capturing:
+    """A compiled function: it reads what it captures through `Captured.objects`.
+
+    So another one, which calls it while it is traced, can have it read its own copies.
+    """
+
+    fn: Callable[..., Any]
+
+
+class _StandIns(threading.local):
+    """What is read in place of the objects outside, by their places' keys, in this thread."""
+
+    objects: Mapping[tuple[str, int], Any] = types.MappingProxyType({})
+
+
+_STAND_INS = _StandIns()
 
 
 class Captured:
@@ -75,17 +95,27 @@ class Captured:
 
     def objects(self) -> list[Any]:
         """Return the objects that stand there now."""
-        return [x for p in self.places if is_object(x := p.read())]
+        now = _STAND_INS.objects
+        return [now.get(p.key, x) for p in self.places if is_object(x := p.read())]
 
-    def replace(self, objects: Sequence[Any]) -> tuple[Callable[..., Any], Callable[[], None]]:
-        """Return the function reading these objects in place of its own.
+    @contextlib.contextmanager
+    def replaced(self, objects: Sequence[Any]) -> Iterator[Callable[..., Any]]:
+        """Give the function reading these objects in place of its own.
 
-        And a function to call after it: it hands on what the code assigned to its globals.
+        So do the compiled functions that it calls. Afterwards what the code assigned to its
+        globals is handed on.
         """
         if not self.places or not isinstance(self._fn, types.FunctionType):
-            return self._fn, lambda: None
-        rebuild = _Rebuild({p.key: x for p, x in zip(self.places, objects, strict=True)})
-        return rebuild.function(self._fn), rebuild.hand_on
+            yield self._fn
+            return
+        values = {p.key: x for p, x in zip(self.places, objects, strict=True)}
+        rebuild, before = _Rebuild(values), _STAND_INS.objects
+        _STAND_INS.objects = {**before, **values}
+        try:
+            yield rebuild.function(self._fn)
+        finally:
+            _STAND_INS.objects = before
+            rebuild.hand_on()
 
 
 class _Rebuild:
@@ -155,10 +185,11 @@ class _Rebuild:
 
 
 def _functions(fn: Any) -> Iterator[types.FunctionType]:
-    """Yield fn, and the functions that it reads: in its closure, and of its own module."""
+    """Yield fn, and the functions that it reads: in its closure, of its own module, or compiled."""
     waiting, seen = [fn], set()
     while waiting:
         f = waiting.pop()
+        f = f.fn if isinstance(f, Capturing) else f
         if not isinstance(f, types.FunctionType) or id(f) in seen:
             continue
         seen.add(id(f))
@@ -168,7 +199,7 @@ def _functions(fn: Any) -> Iterator[types.FunctionType]:
             own = isinstance(place.holder, types.CellType) or (
                 isinstance(value, types.FunctionType) and value.__globals__ is f.__globals__
             )
-            if own:
+            if own or isinstance(value, Capturing):
                 waiting.append(value)
 
 

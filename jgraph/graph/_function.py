@@ -17,6 +17,7 @@ from jgraph._errors import InputError
 from jgraph.graph._arguments import Parameters, Sorted
 from jgraph.graph._binder import Binder
 from jgraph.graph._bound import Bound
+from jgraph.graph._captured import Capturing
 from jgraph.graph._compiles import COMPILES
 from jgraph.graph._graph import Graph
 from jgraph.graph._history import History, TooManyGraphsError
@@ -36,7 +37,7 @@ _TOP_LEVEL = find_top_trace(())
 _DONATING = threading.RLock()
 
 
-class Function:
+class Function(Capturing):
     """A compiled function; see `function`."""
 
     __name__: str
@@ -273,8 +274,8 @@ def function(
     inside containers, and may be returned. What the function changes in them is written back when
     it returns, Variables that two objects share stay shared, and after an exception everything is
     as it was (but for memory that was donated to a run that failed on the device). An object that
-    the function closes over can be read; a write to it raises. An `nnx.State` is a pytree of
-    values. As under jax.jit, containers are copies inside, and an array that is closed over is a
+    the function closes over, or a compiled function that it calls, can be read; a write to it
+    raises. An `nnx.State` is a pytree of values. As under jax.jit, containers are copies inside, and an array that is closed over is a
     constant.
 
     Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under

@@ -220,14 +220,10 @@ class Program:
         drop_scopes(objects)  # an outer trace's: this program may be used in several places of it
         given, outside = objects[: face.num_arguments], objects[face.num_arguments :]
         args, kwargs = face.layout.restore(given, arrays)
-        fn, hand_on = self._captured.replace(outside)
         read_only = ReadOnly(outside, face.labels[face.num_arguments :], given)
         nodes = objects_within(objects)
-        try:
-            with function_scopes(face.labels, objects):
-                result = fn(*args, **kwargs)
-        finally:
-            hand_on()
+        with self._captured.replaced(outside) as fn, function_scopes(face.labels, objects):
+            result = fn(*args, **kwargs)
         found, tree = jax.tree.flatten(result, is_leaf=is_boundary)
         inside = [x for x in found if is_object(x)]
         drop_scopes((objects, inside))
