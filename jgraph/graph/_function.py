@@ -183,7 +183,7 @@ class Function(Capturing):
         self._history.add(self._new_graph(program, traced))
 
     def _new_graph(self, program: Program, traced: Traced) -> Graph:
-        refuse_frozen_variables(self._name, traced.jaxpr, self._binder.constants)
+        refuse_frozen_variables(self._name, self.fn, traced.jaxpr, self._binder.constants)
         labels = self._parameters.labels(program.interface.layout)
         return Graph(self._name, traced, program.interface, labels, program.donated)
 
@@ -275,8 +275,8 @@ def function(
     it returns, Variables that two objects share stay shared, and after an exception everything is
     as it was (but for memory that was donated to a run that failed on the device). An object that
     the function closes over, or a compiled function that it calls, can be read; a write to it
-    raises. An `nnx.State` is a pytree of values. As under jax.jit, containers are copies inside, and an array that is closed over is a
-    constant.
+    raises. An `nnx.State` is a pytree of values. As under jax.jit, containers are copies inside,
+    and an array that is closed over is a constant.
 
     Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under
     `jax.disable_jit()` it is the plain function.
