@@ -13,7 +13,7 @@ from flax import nnx
 from jgraph._errors import InputError
 from jgraph.graph._arguments import Parameters, Sorted
 from jgraph.graph._binding import Binding
-from jgraph.graph._bound import Bound
+from jgraph.graph._bound import Bound, bound_of
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import is_object
 from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
@@ -87,7 +87,7 @@ class Binder:
 
             binding = Binding(objects, labels, forget)
             program = self._program(binding, call, inside=key is None)
-            return Bound(binding, program)
+            return bound_of(binding, program)
 
     def _program(self, binding: Binding, call: Sorted, *, inside: bool) -> Program:
         identity = binding.structure, call.layout, binding.labels, inside

@@ -288,8 +288,8 @@ def function(
         donate: "state" lets a call overwrite the memory of the arrays it replaces in NNX objects,
             which saves a copy of the state; names do it for single arguments, of which pytrees of
             arrays can't be used afterwards. An array of an NNX object that is also held elsewhere
-            is refused before anything is lost; where a Variable holds a container, that is looked
-            at, not the arrays in it.
+            is refused before anything is lost, and so is an array that is given twice. Who else
+            holds an argument can't be known: its caller does.
         max_graphs: the number of graphs from which on another one is an error.
 
     Returns:
