@@ -73,11 +73,12 @@ class History:
             RetraceError: always names the cause.
         """
         if self._max is not None and len(self.graphs) > self._max:
-            raise self._error(self.graphs[-1].reason)
+            *before, last = self._signatures
+            raise self._error(reason(last, before, traced=False, refused=True))
 
     def error(self, signature: Signature) -> RetraceError:
         """Return what to raise for a call that may not be traced."""
-        return self._error(reason(signature, self._signatures, traced=True))
+        return self._error(reason(signature, self._signatures, traced=True, refused=True))
 
     def table(self) -> str:
         """Return the history, a line for each graph."""
