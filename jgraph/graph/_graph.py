@@ -16,6 +16,7 @@ from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean
 from jgraph.graph import _picture
 from jgraph.graph._arguments import ARRAY, NESTED, Labels
+from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._nnx import is_object
 from jgraph.graph._ops import Op, ops_of
 from jgraph.graph._passes import run_passes
@@ -172,7 +173,17 @@ class Graph:
 
     @functools.cached_property
     def flops(self) -> int:
-        """Floating-point operations of one run; a multiplication with its addition counts 2."""
+        """Floating-point operations of one run; a multiplication with its addition counts 2.
+
+        Raises:
+            InputError: a size is symbolic, so there is no number yet.
+        """
+        symbols = symbolic_sizes(self.jaxpr)
+        if symbols:
+            raise InputError(
+                f"the FLOPs of {self!r} depend on {', '.join(symbols)}, which must have a number; "
+                "trace it with sizes that have one"
+            )
         return sum(op.total_flops for op in self.ops)
 
     @property

@@ -7,6 +7,7 @@ import threading
 
 from jgraph._errors import RetraceError
 from jgraph.graph._graph import Graph
+from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._reasons import reason
 from jgraph.graph._signature import Signature
 
@@ -89,7 +90,7 @@ class History:
             (
                 str(i),
                 f"{len(graph.jaxpr.eqns):,}",
-                f"{graph.flops:.3g}",
+                "" if symbolic_sizes(graph.jaxpr) else f"{graph.flops:.3g}",
                 "" if graph.compile_seconds is None else f"{graph.compile_seconds:.2f} s",
                 graph.reason,
             )

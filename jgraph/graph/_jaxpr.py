@@ -60,6 +60,12 @@ class Stack(NamedTuple):
     transforms: tuple[str, ...]
 
 
+def symbolic_sizes(jaxpr: ClosedJaxpr) -> tuple[str, ...]:
+    """Return the sizes of a program's inputs that have no number, `("batch", "2*h")`."""
+    sizes = (size for aval in jaxpr.in_avals for size in getattr(aval, "shape", ()))
+    return tuple(dict.fromkeys(str(size) for size in sizes if not isinstance(size, int)))
+
+
 def split_scope(name: str) -> tuple[str, ...]:
     """Return the parts of a scope's name: split at each '/' outside brackets.
 

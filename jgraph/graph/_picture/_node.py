@@ -46,6 +46,7 @@ class Node:
         last: name of the last of the copies merged into it.
         copies: how many equal neighbours it stands for.
         phrase: its operations in words.
+        symbols: of the root, sizes without a number, which count as 1.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Node:
     last: str = ""
     copies: int = 1
     phrase: str = ""
+    symbols: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:

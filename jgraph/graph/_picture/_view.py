@@ -223,10 +223,16 @@ def heat_scale(root: View) -> float:
     return max([*shares, 1e-9])
 
 
+def counted_as_one(root: View) -> list[str]:
+    """Return a remark on sizes that have no number; none where all have one."""
+    symbols = root.node.symbols
+    return [f"for {' = '.join(symbols)} = 1"] if symbols else []
+
+
 def summary(root: View) -> str:
     """Return the whole program in one line."""
     node = root.node
-    words = [si(root.flops, "FLOP")]
+    words = [" ".join((si(root.flops, "FLOP"), *counted_as_one(root)))]
     count, elements = node.params
     if count:
         words.append(f"{si(elements)} parameters")
