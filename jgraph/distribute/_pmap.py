@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jgraph._errors import InputError
 from jgraph._replicas import replica_key, replicas
 from jgraph.distribute._strategy import DATA, Strategy, first_devices
 from jgraph.distribute._varying import varying_outputs
-from jgraph.graph import Output
+from jgraph.graph import Body, Output
 
 
 class Pmap(Strategy):
@@ -57,7 +58,7 @@ class Pmap(Strategy):
 
     def run(
         self,
-        body: Callable[[list[Any], list[Any]], list[Any]],
+        body: Body,
         state: list[Any],
         arrays: list[Any],
         splits: tuple[int | None, ...],
@@ -65,17 +66,18 @@ class Pmap(Strategy):
     ) -> list[Any]:
         """Run a function once per device; see `jgraph.graph.Strategy`."""
         if not any(axis is not None for axis in splits):
-            return body(state, arrays)  # all of it on each device: there is nothing to add up
+            return body(*state, *arrays)  # all of it on each device: there is nothing to add up
         parts = [self._part(x, axis) for x, axis in zip(arrays, splits, strict=True)]
 
-        def replica(state: list[Any], parts: list[Any]) -> list[Any]:
+        @functools.wraps(body)
+        def replica(*flat: Any) -> list[Any]:
             with replicas(DATA):
-                return body([replica_key(x) for x in state], parts)
+                return body(*map(replica_key, flat[: len(state)]), *flat[len(state) :])
 
         # Types without a mesh: within pmap there is another one.
         shapes = [_shape(x, axis) for x, axis in zip(parts, splits, strict=True)]
         of_state = [_shape(x, None) for x in state]
-        traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(of_state, shapes)
+        traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(*of_state, *shapes)
         varying_inputs = [False] * len(state) + [axis is not None for axis in splits]
         varying = varying_outputs(traced.jaxpr, DATA, varying_inputs)
         rows = {x.shape[a] for x, a in zip(shapes, splits, strict=True) if a is not None}

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jgraph._errors import InputError
 from jgraph.distribute._batches import Batches
-from jgraph.graph import Output, named_variables
+from jgraph.graph import Body, Output, named_variables
 
 _T = TypeVar("_T")
 
@@ -71,14 +71,14 @@ class Strategy:
 
     def run(
         self,
-        body: Callable[[list[Any], list[Any]], list[Any]],
+        body: Body,
         state: list[Any],
         arrays: list[Any],
         splits: tuple[int | None, ...],
         outputs: Callable[[], Sequence[Output]],
     ) -> list[Any]:
         """Run a function on the whole batch; see `jgraph.graph.Strategy`."""
-        return body(state, arrays)
+        return body(*state, *arrays)
 
     def splits(self, arrays: Sequence[Any]) -> tuple[int | None, ...]:
         """Return () since the program sees the whole batch; see `jgraph.graph.Strategy`."""

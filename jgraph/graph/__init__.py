@@ -10,6 +10,7 @@ from jgraph.graph._jaxpr import shape_of as shape_of
 from jgraph.graph._nnx import named_variables as named_variables
 from jgraph.graph._ops import Op as Op
 from jgraph.graph._scopes import module_scopes as module_scopes
+from jgraph.graph._strategy import Body as Body
 from jgraph.graph._strategy import Output as Output
 from jgraph.graph._strategy import Strategy as Strategy
 from jgraph.graph._synchronised import synchronised as synchronised

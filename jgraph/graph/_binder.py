@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from jgraph._errors import InputError
 from jgraph.graph._arguments import Parameters, Sorted
 from jgraph.graph._binding import Binding
-from jgraph.graph._bound import Bound
+from jgraph.graph._bound import Bound, bound_of
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import is_object
 from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
@@ -89,7 +90,7 @@ class Binder:
 
             binding = Binding(objects, labels, forget)
             program = self._program(binding, call, inside=key is None)
-            return Bound(binding, program)
+            return bound_of(binding, program)
 
     def _program(self, binding: Binding, call: Sorted, *, inside: bool) -> Program:
         identity = binding.structure, call.layout, binding.labels, inside
@@ -104,7 +105,9 @@ class Binder:
                 tuple(binding.roots),
                 tuple(binding.paths),
                 tuple(v is not None for v in binding.variables),
+                tuple(isinstance(v, nnx.Param) for v in binding.variables),
                 inside,
+                self._parameters.labels(call.layout),
             )
             program = Program(self._fn, self._captured, interface, self._on_trace, self._strategy)
             if self._donate and not inside:

@@ -46,15 +46,22 @@ class Bound:
                 donated.clear()  # or the traceback would hold them, too
                 raise _refusal(name, paths)
         if self._kept is None:
-            leaves = self.binding.read()
-            kept = [leaves[i] for i in self.program.kept]
+            kept = list(map(self.binding.read().__getitem__, self.program.kept))
         else:
             kept = list(map(read_variable, self._kept))
         if not self.program.given:
             return donated, [], kept, arrays
         given = set(self.program.given)
         others = [x for i, x in enumerate(arrays) if i not in given]
-        return donated, [arrays[i] for i in self.program.given], kept, others
+        gone = [arrays[i] for i in self.program.given]
+        if not _are_apart(gone, (donated, kept, others)):
+            for held in (donated, gone, kept, others):
+                held.clear()
+            raise InputError(
+                f"{name} donates the memory of an argument, so each of its arrays must be given "
+                "once, and no object of the call may hold it; give a copy, jnp.copy(x)"
+            )
+        return donated, gone, kept, others
 
     def write(self, objects: Sequence[Any], result: Any, always: list[Any], update: Update) -> Any:
         """Write back what a run changed; return its result, with its objects in place."""
@@ -110,13 +117,65 @@ class Bound:
         ]
 
 
+class BoundContainers(Bound):
+    """One with donated Variables that hold containers: the arrays in these are looked at, too."""
+
+    __slots__ = ()
+
+    def inputs(self, name: str, arrays: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        """Return what the program takes, as `Bound.inputs` does."""
+        paths = [
+            self.binding.paths[i] + place
+            for i, variable in zip(self.program.donated, self._donated, strict=True)
+            for place in _shared_places(read_variable(variable))
+        ]
+        if paths:
+            raise _refusal(name, paths)
+        return super().inputs(name, arrays)
+
+
+def bound_of(binding: Binding, program: Program) -> Bound:
+    """Bind objects to the program for their structure."""
+    leaves = binding.read() if program.donated else []
+    plain = all(isinstance(leaves[i], jax.Array) for i in program.donated)
+    return (Bound if plain else BoundContainers)(binding, program)
+
+
+def _are_apart(gone: list[Any], others: Any) -> bool:
+    """Return whether no array that is given away stands anywhere else."""
+    flat = [id(x) for x in jax.tree.leaves(gone) if isinstance(x, jax.Array)]
+    return len(set(flat)) == len(flat) and set(flat).isdisjoint(map(id, jax.tree.leaves(others)))
+
+
+def _shared_places(value: Any) -> list[str]:
+    """Return where in a container there is an array, or a container, that something else holds."""
+    if isinstance(value, jax.Array):
+        return []  # counted where it is held
+    if isinstance(value, dict):
+        places, inside = [f"[{key!r}]" for key in value], list(value.values())
+    else:
+        inside = list(value) if isinstance(value, (list, tuple)) else jax.tree.leaves(value)
+        places = [f"[{i}]" for i in range(len(inside))]
+    counts = list(map(sys.getrefcount, inside))
+    found: list[str] = []
+    for place, x, count in zip(places, inside, counts, strict=True):
+        if count <= _HELD_ONCE:
+            found += [place + deeper for deeper in _shared_places(x)]
+        elif any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+            found.append(place)
+    return found
+
+
 def _refusal(name: str, paths: list[str]) -> InputError:
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     verb = "is" if len(paths) == 1 else "are"
+    copy = "jnp.copy(x)"
+    if len(paths) > 1:  # nnx.clone copies the Variables, and not the arrays they hold
+        copy += ", of a whole clone nnx.update(clone, jax.tree.map(jnp.copy, nnx.state(clone)))"
     return InputError(
         f"{name} donates its state, so it must be the only one to hold the arrays it "
         f"overwrites; {', '.join(paths[:5])}{more} {verb} also held elsewhere. Make the other a "
-        "copy, jnp.copy(x), or drop it"
+        f"copy, {copy}, or drop it"
     )
 
 

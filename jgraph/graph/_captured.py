@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import jax
 from jgraph.graph._nnx import is_object
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a name's value is kept: a closure's cell, or a module's globals."""
 
     name: str
@@ -33,6 +35,24 @@ class _Place(NamedTuple):
         return self.name, id(self.holder)
 
 
+class Capturing:
+    """A compiled function: it reads what it captures through `Captured.objects`.
+
+    So another one, which calls it while it is traced, can have it read its own copies.
+    """
+
+    fn: Callable[..., Any]
+
+
+class _StandIns(threading.local):
+    """What is read in place of the objects outside, by their places' keys, in this thread."""
+
+    objects: Mapping[tuple[str, int], Any] = types.MappingProxyType({})
+
+
+_STAND_INS = _StandIns()
+
+
 class Captured:
     """The objects that a function, and the helpers of its module, read from outside.
 
@@ -45,12 +65,12 @@ class Captured:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        self.places: list[_Place] = []
+        self.places: list[Place] = []
         self.look_again()
 
     def look_again(self) -> None:
         """Find the places anew: a helper may have been defined since."""
-        found = {p.key: p for f in _functions(self._fn) for p in _places(f)}
+        found = {p.key: p for f in _functions(self._fn) for p in places_of(f)}
         self.places = [p for p in found.values() if is_object(p.read())]
 
     def names(self, taken: Iterable[str] = ()) -> tuple[str, ...]:
@@ -67,25 +87,36 @@ class Captured:
         """Return the ids of arrays that the code reads as such: they are constants by intent."""
         found: set[int] = set()
         for f in _functions(self._fn):
-            given = (f.__defaults__, f.__kwdefaults__, [p.read() for p in _places(f)])
-            for x in jax.tree.leaves(given, is_leaf=is_object):
-                if isinstance(x, jax.Array):
-                    found.add(id(x))
+            given = (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values())
+            for value in (*given, *(p.read() for p in places_of(f))):
+                with contextlib.suppress(ValueError):  # a dict whose keys have no order
+                    leaves = jax.tree.leaves(value, is_leaf=is_object)
+                    found.update(id(x) for x in leaves if isinstance(x, jax.Array))
         return found
 
     def objects(self) -> list[Any]:
         """Return the objects that stand there now."""
-        return [x for p in self.places if is_object(x := p.read())]
+        now = _STAND_INS.objects
+        return [now.get(p.key, x) for p in self.places if is_object(x := p.read())]
 
-    def replace(self, objects: Sequence[Any]) -> tuple[Callable[..., Any], Callable[[], None]]:
-        """Return the function reading these objects in place of its own.
+    @contextlib.contextmanager
+    def replaced(self, objects: Sequence[Any]) -> Iterator[Callable[..., Any]]:
+        """Give the function reading these objects in place of its own.
 
-        And a function to call after it: it hands on what the code assigned to its globals.
+        So do the compiled functions that it calls. Afterwards what the code assigned to its
+        globals is handed on.
         """
         if not self.places or not isinstance(self._fn, types.FunctionType):
-            return self._fn, lambda: None
-        rebuild = _Rebuild({p.key: x for p, x in zip(self.places, objects, strict=True)})
-        return rebuild.function(self._fn), rebuild.hand_on
+            yield self._fn
+            return
+        values = {p.key: x for p, x in zip(self.places, objects, strict=True)}
+        rebuild, before = _Rebuild(values), _STAND_INS.objects
+        _STAND_INS.objects = {**before, **values}
+        try:
+            yield rebuild.function(self._fn)
+        finally:
+            _STAND_INS.objects = before
+            rebuild.hand_on()
 
 
 class _Rebuild:
@@ -102,7 +133,7 @@ class _Rebuild:
         if id(fn) in self._functions:
             return self._functions[id(fn)]
         # A cell whose value stays is the original's, so that `nonlocal` writes to it.
-        fresh = [p for p in _places(fn) if self._is_replaced(p)]
+        fresh = [p for p in places_of(fn) if self._is_replaced(p)]
         empty = {p.key: types.CellType() for p in fresh if isinstance(p.holder, types.CellType)}
         names = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
         cells = tuple(empty.get((name, id(cell)), cell) for name, cell in names)
@@ -135,14 +166,14 @@ class _Rebuild:
         for cell, value in self._cells:
             cell.cell_contents = value
 
-    def _is_replaced(self, place: _Place) -> bool:
+    def _is_replaced(self, place: Place) -> bool:
         value = place.read()
         return place.key in self._values or (
             isinstance(value, types.FunctionType)
-            and any(p.key in self._values for f in _functions(value) for p in _places(f))
+            and any(p.key in self._values for f in _functions(value) for p in places_of(f))
         )
 
-    def _value(self, place: _Place) -> Any:
+    def _value(self, place: Place) -> Any:
         if place.key in self._values:
             return self._values[place.key]
         return self.function(place.read())
@@ -155,33 +186,35 @@ class _Rebuild:
 
 
 def _functions(fn: Any) -> Iterator[types.FunctionType]:
-    """Yield fn, and the functions that it reads: in its closure, and of its own module."""
+    """Yield fn, and the functions that it reads: in its closure, of its own module, or compiled."""
     waiting, seen = [fn], set()
     while waiting:
         f = waiting.pop()
+        f = f.fn if isinstance(f, Capturing) else f
         if not isinstance(f, types.FunctionType) or id(f) in seen:
             continue
         seen.add(id(f))
         yield f
-        for place in _places(f):
+        for place in places_of(f):
             value = place.read()
             own = isinstance(place.holder, types.CellType) or (
                 isinstance(value, types.FunctionType) and value.__globals__ is f.__globals__
             )
-            if own:
+            if own or isinstance(value, Capturing):
                 waiting.append(value)
 
 
-def _places(fn: types.FunctionType) -> list[_Place]:
+def places_of(fn: types.FunctionType) -> list[Place]:
     """Return the places fn reads from: its cells in order, then the globals its code names."""
     cells = [
-        _Place(name, cell, fn.__name__)
+        Place(name, cell, fn.__name__)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
     ]
-    names = sorted(n for n in _names(fn.__code__) if n in fn.__globals__)
-    return cells + [_Place(name, fn.__globals__, fn.__name__) for name in names]
+    names = sorted(n for n in names_in(fn.__code__) if n in fn.__globals__)
+    return cells + [Place(name, fn.__globals__, fn.__name__) for name in names]
 
 
-def _names(code: types.CodeType) -> set[str]:
+def names_in(code: types.CodeType) -> set[str]:
+    """Return the names that code reads as globals or attributes, with the functions in it."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    return set(code.co_names).union(*map(names_in, inner))

@@ -37,7 +37,7 @@ _WINDOWS = frozenset(_WINDOWS_WORDS.split())
 
 
 def _product(sizes: Iterable[Any]) -> int:
-    # A symbolic size has no number yet: the cost is then per unit of it.
+    # A symbolic size has no number yet: `Graph.flops` refuses it, tables say that it counts as 1.
     return math.prod(int(size) if isinstance(size, int) else 1 for size in sizes)
 
 

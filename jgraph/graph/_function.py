@@ -17,6 +17,7 @@ from jgraph._errors import InputError
 from jgraph.graph._arguments import Parameters, Sorted
 from jgraph.graph._binder import Binder
 from jgraph.graph._bound import Bound
+from jgraph.graph._captured import Capturing
 from jgraph.graph._compiles import COMPILES
 from jgraph.graph._graph import Graph
 from jgraph.graph._history import History, TooManyGraphsError
@@ -24,6 +25,7 @@ from jgraph.graph._leaks import refuse_frozen_variables
 from jgraph.graph._nnx import is_object
 from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
+from jgraph.graph._scopes import call_inside
 from jgraph.graph._signature import Signature, signature_of
 from jgraph.graph._strategy import Strategy
 from jgraph.graph._tracebacks import release_arrays
@@ -36,7 +38,7 @@ _TOP_LEVEL = find_top_trace(())
 _DONATING = threading.RLock()
 
 
-class Function:
+class Function(Capturing):
     """A compiled function; see `function`."""
 
     __name__: str
@@ -176,7 +178,8 @@ class Function:
         bound = self._binder.bind(call)
         inputs = [], [], bound.binding.read(), call.arrays
         try:
-            outputs = bound.program.jit(*inputs)
+            with call_inside(objects):
+                outputs = bound.program.jit(*inputs)
         except BaseException as error:
             self._explain(error, bound, call, inputs)
             raise
@@ -190,7 +193,7 @@ class Function:
         self._history.add(self._new_graph(program, traced))
 
     def _new_graph(self, program: Program, traced: Traced) -> Graph:
-        refuse_frozen_variables(self._name, traced.jaxpr, self._binder.constants)
+        refuse_frozen_variables(self._name, self.fn, traced.jaxpr, self._binder.constants)
         labels = self._parameters.labels(program.interface.layout)
         return Graph(self._name, traced, program.interface, labels, program.donated)
 
@@ -284,9 +287,9 @@ def function(
     inside containers, and may be returned. What the function changes in them is written back when
     it returns, Variables that two objects share stay shared, and after an exception everything is
     as it was (but for memory that was donated to a run that failed on the device). An object that
-    the function closes over can be read; a write to it raises. An `nnx.State` is a pytree of
-    values. As under jax.jit, containers are copies inside, and an array that is closed over is a
-    constant.
+    the function closes over, or a compiled function that it calls, can be read; a write to it
+    raises. An `nnx.State` is a pytree of values. As under jax.jit, containers are copies inside,
+    and an array that is closed over is a constant.
 
     Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under
     `jax.disable_jit()` it is the plain function.
@@ -298,8 +301,8 @@ def function(
         donate: "state" lets a call overwrite the memory of the arrays it replaces in NNX objects,
             which saves a copy of the state; names do it for single arguments, of which pytrees of
             arrays can't be used afterwards. An array of an NNX object that is also held elsewhere
-            is refused before anything is lost; where a Variable holds a container, that is looked
-            at, not the arrays in it.
+            is refused before anything is lost, and so is an array that is given twice. Who else
+            holds an argument can't be known: its caller does.
         max_graphs: the number of graphs from which on another one is an error.
         strategy: where it runs, from `jgraph.distribute`. Arrays that `strategy.batches` places
             are split over its devices, all others are the same on each; state stays where the

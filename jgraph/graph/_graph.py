@@ -16,6 +16,7 @@ from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean
 from jgraph.graph import _picture
 from jgraph.graph._arguments import ARRAY, NESTED, Labels
+from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._nnx import is_object
 from jgraph.graph._ops import Op, ops_of
 from jgraph.graph._passes import run_passes
@@ -172,7 +173,17 @@ class Graph:
 
     @functools.cached_property
     def flops(self) -> int:
-        """Floating-point operations of one run; a multiplication with its addition counts 2."""
+        """Floating-point operations of one run; a multiplication with its addition counts 2.
+
+        Raises:
+            InputError: a size is symbolic, so there is no number yet.
+        """
+        symbols = symbolic_sizes(self.jaxpr)
+        if symbols:
+            raise InputError(
+                f"the FLOPs of {self!r} depend on {', '.join(symbols)}, which must have a number; "
+                "trace it with sizes that have one"
+            )
         return sum(op.total_flops for op in self.ops)
 
     @property
@@ -222,7 +233,14 @@ class Graph:
 
     @property
     def _ports(self) -> tuple[list[Port], list[Port]]:
-        inputs = [Port(path, i < self._num_state) for i, path in enumerate(self.input_paths)]
+        is_param = [
+            leaf
+            for leaf, count in zip(self._interface.is_param, self._leaf_counts, strict=True)
+            for _ in range(count)
+        ]
+        state = zip(self.input_paths, is_param, strict=False)
+        inputs = [Port(path, is_state=True, is_param=param) for path, param in state]
+        inputs += map(Port, self._argument_paths)
         outputs = [Port(path) for path in self.outputs]
         written = len(self.jaxpr.out_avals) - len(outputs)
         return inputs, outputs + [Port("", is_state=True)] * written
@@ -261,13 +279,8 @@ class Graph:
     @functools.cached_property
     def input_paths(self) -> list[str]:
         """The path of each of the program's inputs, in order: the state's, the arguments'."""
-        leaves, _ = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
-        state = [
-            path + tree_path(p)
-            for path, leaf in zip(self._interface.paths, leaves, strict=True)
-            for p, _ in jax.tree.leaves_with_path(leaf)
-        ]
-        return state + self._argument_paths
+        flat = range(len(self.jaxpr.in_avals))
+        return self._interface.input_paths(*jax.tree.unflatten(self._traced.structure, flat))
 
     def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
         if not isinstance(state, Mapping) or isinstance(state, nnx.State):

@@ -7,6 +7,7 @@ import threading
 
 from jgraph._errors import RetraceError
 from jgraph.graph._graph import Graph
+from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._reasons import reason
 from jgraph.graph._signature import Signature
 
@@ -73,11 +74,12 @@ class History:
             RetraceError: always names the cause.
         """
         if self._max is not None and len(self.graphs) > self._max:
-            raise self._error(self.graphs[-1].reason)
+            *before, last = self._signatures
+            raise self._error(reason(last, before, traced=False, refused=True))
 
     def error(self, signature: Signature) -> RetraceError:
         """Return what to raise for a call that may not be traced."""
-        return self._error(reason(signature, self._signatures, traced=True))
+        return self._error(reason(signature, self._signatures, traced=True, refused=True))
 
     def table(self) -> str:
         """Return the history, a line for each graph."""
@@ -88,7 +90,7 @@ class History:
             (
                 str(i),
                 f"{len(graph.jaxpr.eqns):,}",
-                f"{graph.flops:.3g}",
+                "" if symbolic_sizes(graph.jaxpr) else f"{graph.flops:.3g}",
                 "" if graph.compile_seconds is None else f"{graph.compile_seconds:.2f} s",
                 graph.reason,
             )

@@ -18,6 +18,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 # Entered by JAX itself: they say how a program was made, not where a module stands.
 _MADE_BY_JAX = frozenset({"rematted_computation", "checkpoint", "remat", "jit", "while", "body"})
 
+_NO_FORMULA = re.compile(r"[^A-Za-z,.]")
+
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _CALLS = {
     "jit": "jaxpr",
@@ -60,6 +62,12 @@ class Stack(NamedTuple):
     transforms: tuple[str, ...]
 
 
+def symbolic_sizes(jaxpr: ClosedJaxpr) -> tuple[str, ...]:
+    """Return the sizes of a program's inputs that have no number, `("batch", "2*h")`."""
+    sizes = (size for aval in jaxpr.in_avals for size in getattr(aval, "shape", ()))
+    return tuple(dict.fromkeys(str(size) for size in sizes if not isinstance(size, int)))
+
+
 def split_scope(name: str) -> tuple[str, ...]:
     """Return the parts of a scope's name: split at each '/' outside brackets.
 
@@ -79,10 +87,16 @@ def stack_of(eqn: JaxprEqn) -> Stack:
         if type(entry).__name__ == "Transform":
             scopes, inner = _joined(scopes, inner), []
             transforms.append(entry.name)
-        elif entry.name not in _MADE_BY_JAX:
+        elif entry.name not in _MADE_BY_JAX and not _is_einsum(entry.name):
             inner.extend(split_scope(entry.name))
     scopes = _joined(scopes, inner)
     return Stack(tuple(scopes), tuple(transforms))
+
+
+def _is_einsum(name: str) -> bool:
+    """Return whether a scope is the formula that jnp.einsum runs under."""
+    read, arrow, made = name.partition("->")
+    return bool(arrow) and not _NO_FORMULA.search(read + made) and set(made) <= set(read)
 
 
 def _joined(outer: list[str], inner: list[str]) -> list[str]:

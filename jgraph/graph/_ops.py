@@ -25,6 +25,7 @@ from jgraph.graph._jaxpr import (
     open_jaxpr,
     shape_of,
     stack_of,
+    symbolic_sizes,
 )
 
 Phase = Literal["forward", "backward", "update"]
@@ -103,12 +104,14 @@ class Program:
         inputs: types of the program's inputs.
         outputs: types of its outputs.
         results: for each output the ids of the operations that make it, as `Op.producers` has them.
+        symbols: sizes of its inputs that have no number, and count as 1.
     """
 
     ops: tuple[Op, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     results: tuple[tuple[int, ...], ...]
+    symbols: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +344,7 @@ def program_of(jaxpr: ClosedJaxpr) -> Program:
         inputs=tuple(map(aval_text, inner.invars)),
         outputs=tuple(map(aval_text, inner.outvars)),
         results=tuple(results),
+        symbols=symbolic_sizes(jaxpr),
     )
 
 

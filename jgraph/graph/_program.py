@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import operator
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
 
-from jgraph.graph._arguments import Layout
+from jgraph.graph._arguments import Labels, Layout
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import (
     flatten,
@@ -28,12 +29,11 @@ from jgraph.graph._nnx import (
 from jgraph.graph._passes import run_passes
 from jgraph.graph._paths import function_name, join_path, tree_path
 from jgraph.graph._read_only import ReadOnly, same_arrays
-from jgraph.graph._scopes import drop_scopes, module_scopes
+from jgraph.graph._scopes import drop_scopes, function_scopes
 from jgraph.graph._settings import settings_now
-from jgraph.graph._strategy import Output, Strategy
+from jgraph.graph._stand_in import stand_for
+from jgraph.graph._strategy import Body, Output, Strategy
 from jgraph.graph._synchronised import synchronised
-
-Body: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +98,9 @@ class Interface(NamedTuple):
         roots: for each leaf, the number of its object.
         paths: for each leaf, its name.
         in_variable: for each leaf, whether a Variable holds it.
+        is_param: for each leaf, whether it is an `nnx.Param`.
         inside: whether calls are part of an outer trace.
+        arguments: the names of a call's arrays.
     """
 
     layout: Layout
@@ -108,7 +110,18 @@ class Interface(NamedTuple):
     roots: tuple[int, ...]
     paths: tuple[str, ...]
     in_variable: tuple[bool, ...]
+    is_param: tuple[bool, ...]
     inside: bool
+    arguments: Labels
+
+    def input_paths(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> list[str]:
+        """Return the path of each of the program's inputs, in order: the state's, the arrays'."""
+        state = [
+            path + tree_path(p)
+            for path, leaf in zip(self.paths, leaves, strict=True)
+            for p, _ in jax.tree.leaves_with_path(leaf)
+        ]
+        return state + self.arguments.paths(arrays)
 
 
 class Program:
@@ -202,30 +215,26 @@ class Program:
     def _trace(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> Traced:
         plans: list[Plan] = []
 
-        def body(leaves: list[Any], arrays: list[Any]) -> list[Any]:
-            outputs, plan = self._body(leaves, arrays)
+        def body(*flat: Any) -> list[Any]:
+            outputs, plan = self._body(*jax.tree.unflatten(structure, flat))
             plans.append(plan)
             return outputs
 
-        run = body if self._strategy is None else self._under(self._strategy, body, plans)
-        jaxpr = jax.make_jaxpr(run)(list(leaves), list(arrays))
-        structure = jax.tree.structure((list(leaves), list(arrays)))
-        return Traced(jaxpr, plans[-1], structure)
+        flat, structure = jax.tree.flatten((list(leaves), list(arrays)))
+        stand_for(body, self._fn, self.interface.input_paths(leaves, arrays))
+        run = body
+        if self._strategy is not None:
+            run = self._under(self._strategy, body, plans, len(jax.tree.leaves(list(leaves))))
+        return Traced(jax.make_jaxpr(run)(*flat), plans[-1], structure)
 
-    def _under(self, strategy: Strategy, body: Body, plans: list[Plan]) -> Body:
+    def _under(self, strategy: Strategy, body: Body, plans: list[Plan], num_state: int) -> Body:
         """Return the body as its strategy runs it."""
 
-        def run(leaves: list[Any], arrays: list[Any]) -> list[Any]:
-            state, of_leaves = jax.tree.flatten(leaves)
-            flat, of_arrays = jax.tree.flatten(arrays)
-
-            def flat_body(state: list[Any], flat: list[Any]) -> list[Any]:
-                return body(
-                    jax.tree.unflatten(of_leaves, state), jax.tree.unflatten(of_arrays, flat)
-                )
-
-            splits = self.interface.layout.splits or (None,) * len(flat)
-            return strategy.run(flat_body, state, flat, splits, lambda: self._outputs(plans[-1]))
+        @functools.wraps(body)
+        def run(*flat: Any) -> list[Any]:
+            state, arrays = list(flat[:num_state]), list(flat[num_state:])
+            splits = self.interface.layout.splits or (None,) * len(arrays)
+            return strategy.run(body, state, arrays, splits, lambda: self._outputs(plans[-1]))
 
         return run
 
@@ -254,15 +263,11 @@ class Program:
         drop_scopes(objects)  # an outer trace's: this program may be used in several places of it
         given, outside = objects[: face.num_arguments], objects[face.num_arguments :]
         args, kwargs = face.layout.restore(given, arrays)
-        fn, hand_on = self._captured.replace(outside)
         read_only = ReadOnly(outside, face.labels[face.num_arguments :], given)
         nodes = objects_within(objects)
-        try:
-            scopes = module_scopes(zip(face.labels, objects, strict=True))
-            with scopes, synchronised(objects):
-                result = fn(*args, **kwargs)
-        finally:
-            hand_on()
+        scopes = function_scopes(face.labels, objects)
+        with self._captured.replaced(outside) as fn, scopes, synchronised(objects):
+            result = fn(*args, **kwargs)
         found, tree = jax.tree.flatten(result, is_leaf=is_boundary)
         inside = [x for x in found if is_object(x)]
         drop_scopes((objects, inside))

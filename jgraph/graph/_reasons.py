@@ -28,21 +28,26 @@ class Difference(NamedTuple):
     path: str
     change: str
     remedy: str
+    refused: str = ""
+    """What to do where `max_graphs` allows no further graph, if that is something else."""
 
 
-def reason(new: Signature, old: Sequence[Signature], *, traced: bool) -> str:
+def reason(new: Signature, old: Sequence[Signature], *, traced: bool, refused: bool = False) -> str:
     """Say why a call needed a program of its own.
 
     Args:
         new: the call.
         old: the calls that have one; the nearest is compared.
         traced: whether the function was traced; it may also only have been compiled.
+        refused: whether `max_graphs` allows no further graph.
     """
     if not old:
         return FIRST
     found = min((differences(new, before) for before in old), key=len)
     if not found:
         return _UNCHANGED if any(new.program is before.program for before in old) else _HIDDEN
+    if refused:
+        found = [d._replace(remedy=d.refused or d.remedy) for d in found]
     return ("" if traced else "without a trace, ") + " ".join(_sentences(found))
 
 
@@ -84,7 +89,7 @@ _RANK: Mapping[str, int] = {"placement": 1, "committed": 2}
 
 def _leaf(path: str, old: Leaf, new: Leaf) -> list[Difference]:
     if old.type != new.type:
-        return [_type(path, old.type, new.type)]
+        return [_type(path, old, new)]
     if old.weak != new.weak:
         words = {True: "weak (a Python number, or made of them)", False: "strong"}
         return [
@@ -117,15 +122,31 @@ def _leaf(path: str, old: Leaf, new: Leaf) -> list[Difference]:
     return []
 
 
-def _type(path: str, old: str, new: str) -> Difference:
+def _type(path: str, before: Leaf, now: Leaf) -> Difference:
+    old, new = before.type, now.type
     (old_dtype, _, old_shape), (new_dtype, _, new_shape) = old.partition("["), new.partition("[")
     if old_dtype != new_dtype:
         remedy = f"Cast it, {path}.astype({old_dtype!r}), or keep one dtype"
+        numbers = _is_number(before), _is_number(now)
+        if any(numbers):  # it has no `astype`
+            wider = max(old_dtype, new_dtype, key=_NUMBERS.index) if all(numbers) else ""
+            dtype = wider or (new_dtype if numbers[0] else old_dtype)
+            remedy = f"Pass it as an array of one dtype, jnp.asarray({path}, {dtype!r})"
         return Difference(path, f"dtype was {old}, is {new}", remedy)
     remedy = "Pad it to one shape, or drop the last, smaller batch"
     if _num_axes(old_shape) != _num_axes(new_shape):
         remedy = "Give it one number of axes"
     return Difference(path, f"shape was {old}, is {new}", remedy)
+
+
+_NUMBERS = ("bool", "int32", "int64", "float32", "float64", "complex64", "complex128")
+
+
+def _is_number(leaf: Leaf) -> bool:
+    """Return whether it may be a Python number."""
+    dtype, _, shape = leaf.type.partition("[")
+    is_weak = leaf.weak or dtype == "bool"
+    return is_weak and shape == "]" and not leaf.placement and dtype in _NUMBERS
 
 
 def _num_axes(shape: str) -> int:
@@ -181,7 +202,10 @@ def _shorten(old: str | None, new: str | None) -> tuple[str | None, str | None]:
 
 def _surroundings(path: str, old: str | None, new: str | None) -> Difference:
     return Difference(
-        path, f"was {old}, is {new}", "There is a graph for each: two are enough, switch freely"
+        path,
+        f"was {old}, is {new}",
+        "There is a graph for each: two are enough, switch freely",
+        "There is a graph for each: max_graphs must count both",
     )
 
 
@@ -221,6 +245,7 @@ def _object(path: str, old: str | None, new: str | None) -> Difference:
             path,
             f"was {old}, is {new}",
             "model.train() and model.eval() have a graph each: two are enough, switch freely",
+            "model.train() and model.eval() have a graph each: max_graphs must count both",
         )
     if " at 0x" in old and " at 0x" in new:
         return Difference(

@@ -13,7 +13,7 @@ import itertools
 import operator
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ class _Enclosing(threading.local):
     """The path of the module whose call is running in this thread."""
 
     parts: tuple[str, ...] = ()
+    own: int | None = None
+    """In a call that is about to be traced: which of its objects that module is."""
 
 
 class _Patches:
@@ -93,6 +95,38 @@ def module_scopes(objects: Iterable[tuple[str, Any]]) -> Iterator[None]:
             drop_note(node)
 
 
+@contextlib.contextmanager
+def call_inside(objects: Iterable[Any]) -> Iterator[None]:
+    """Run a call of a compiled function inside a trace: one of these may be the module calling it.
+
+    So it is where a method is compiled: its scope is entered, and isn't to be entered again.
+    """
+    parts, before = _ENCLOSING.parts, _ENCLOSING.own
+    running = (i for i, x in enumerate(objects) if parts and _has_scope(x) and note_of(x) == parts)
+    _ENCLOSING.own = next(running, None)
+    try:
+        yield
+    finally:
+        _ENCLOSING.own = before
+
+
+@contextlib.contextmanager
+def function_scopes(labels: Sequence[str], objects: Sequence[Any]) -> Iterator[None]:
+    """Trace a function's body: as `module_scopes`, with paths that begin in this function.
+
+    Args:
+        labels: the names of its objects.
+        objects: the objects, copies of those that `call_inside` was given.
+    """
+    parts, own = _ENCLOSING.parts, _ENCLOSING.own
+    _ENCLOSING.parts, _ENCLOSING.own = () if own is None else (labels[own],), None
+    try:
+        with module_scopes(zip(labels, objects, strict=True)):
+            yield
+    finally:
+        _ENCLOSING.parts, _ENCLOSING.own = parts, own
+
+
 def drop_scopes(objects: Any) -> None:
     """Take the paths off objects that copies of scoped modules were put into."""
     for _, node in walk(objects):
@@ -110,8 +144,15 @@ def _methods(cls: type) -> set[tuple[type, str]]:
         (base, name)
         for base in cls.__mro__
         for name in _METHODS
-        if issubclass(base, nnx.Pytree) and isinstance(vars(base).get(name), types.FunctionType)
+        if issubclass(base, nnx.Pytree) and _is_method(vars(base).get(name))
     }
+
+
+def _is_method(value: Any) -> bool:
+    """Return whether a class's attribute is a function, or a compiled one, that takes `self`."""
+    return isinstance(value, types.FunctionType) or (
+        callable(value) and hasattr(type(value), "__get__") and not isinstance(value, staticmethod)
+    )
 
 
 def _parts(root: str, path: tuple[Any, ...]) -> tuple[str, ...]:

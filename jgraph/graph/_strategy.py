@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+Body: TypeAlias = Callable[..., list[Any]]
+"""A traced function: the state's arrays, then the arguments' arrays, to a list of outputs."""
 
 
 class Output(NamedTuple):
@@ -28,7 +31,7 @@ class Strategy(Protocol):
 
     def run(
         self,
-        body: Callable[[list[Any], list[Any]], list[Any]],
+        body: Body,
         state: list[Any],
         arrays: list[Any],
         splits: tuple[int | None, ...],
@@ -37,7 +40,7 @@ class Strategy(Protocol):
         """Run a traced function on flat lists of arrays.
 
         Args:
-            body: maps the state's arrays and the arguments' arrays to the outputs.
+            body: called as `body(*state, *arrays)`.
             state: arrays of NNX objects.
             arrays: arrays of arguments.
             splits: what `splits` said of `arrays`.

@@ -116,6 +116,19 @@ def call() -> Callable[..., str]:
 
 
 @pytest.fixture
+def scopes() -> Callable[..., set[str]]:
+    """Return the scopes of the operations of one name: `scopes(body, name, *args)`."""
+
+    def find(body: Any, name: str, *args: Any, phase: str | None = None) -> set[str]:
+        ops = function(body).graph(*args).ops
+        found = {"/".join(op.scope) for op in ops if op.name == name and phase in (None, op.phase)}
+        assert found, f"no {name} among {[op.name for op in ops]}"
+        return found
+
+    return find
+
+
+@pytest.fixture
 def no_cache() -> Iterator[None]:
     """Start and end without JAX's caches of traces."""
     jax.clear_caches()

@@ -319,43 +319,6 @@ def test_writing_a_raw_array_raises(x):
 # What would be frozen.
 
 
-def frozen(name, kind="Param", type_="float32[3,3]"):
-    return (
-        f"{name} reads a {kind} of type {type_} in a way that would freeze its value into the "
-        "graph, through a container or a function of another module; pass the object that holds "
-        "it as an argument"
-    )
-
-
-def test_a_model_in_a_container_raises(x):
-    name = "<lambda>"
-    m = nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0))
-    box = {"m": m}
-    assert message(lambda: function(lambda x: box["m"](x))(x)) == frozen(name)
-    assert message(lambda: function(lambda x: box["m"](x)).graph(x)) == frozen(name)
-    assert message(lambda: function(lambda x, m=m: m(x))(x)) == frozen(name)
-    assert "would freeze its value" in message(lambda: function(lambda x: MODELS[0](x))(x))
-
-
-def test_a_model_in_a_plain_object_raises(x):
-    class Trainer:
-        def __init__(self):
-            self.model = nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0))
-
-        def forward(self, x):
-            return jax.lax.scan(lambda x, _: (self.model(x), None), x, length=2)[0]
-
-    trainer = Trainer()
-    name = "Trainer.forward"
-    assert message(lambda: function(trainer.forward)(x)) == frozen(name)
-
-
-def test_a_number_in_a_container_raises():
-    box = [nnx.Variable(jnp.array(2.0))]
-    found = message(lambda: function(lambda x: x * box[0][...])(1.0))
-    assert "reads a Variable of type ~float32[] in a way that would freeze" in found
-
-
 def test_writing_into_a_container_raises(x):
     box = [Line()]
 

@@ -74,19 +74,6 @@ class Remat(nnx.Module):
         return nnx.remat(lambda block, x: block(x))(self.block, x)
 
 
-@pytest.fixture
-def scopes():
-    """Return the scopes of the operations of one name: `scopes(body, name, *args)`."""
-
-    def find(body, name, *args, phase=None):
-        ops = function(body).graph(*args).ops
-        found = {"/".join(op.scope) for op in ops if op.name == name and phase in (None, op.phase)}
-        assert found, f"no {name} among {[op.name for op in ops]}"
-        return found
-
-    return find
-
-
 def call(model, x):
     return model(x)
 

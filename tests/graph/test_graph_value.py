@@ -305,6 +305,24 @@ def test_symbolic_batch(linear):
     assert "tensor<?x2xf32>" in graph.stablehlo
 
 
+def test_costs_of_symbolic_sizes(linear, tmp_path, capsys):
+    sizes = export.symbolic_shape("batch, time")
+    f = function(call)
+    graph = f.graph(linear, jax.ShapeDtypeStruct((*sizes, 3), FLOAT))
+    with pytest.raises(InputError) as error:
+        assert graph.flops
+    assert str(error.value) == (
+        f"the FLOPs of {graph!r} depend on batch, time, which must have a number; trace it with "
+        "sizes that have one"
+    )
+    assert "total, for batch = time = 1  " in graph.text()
+    graph.draw(tmp_path / "net.html")
+    assert "14 FLOP for batch = time = 1 · 8 parameters" in (tmp_path / "net.html").read_text()
+    export.export(jax.jit(lambda x: f(linear, x)))(jax.ShapeDtypeStruct((*sizes, 3), FLOAT))
+    f.explain()
+    assert re.search(r"\n +0 +\d+ +the first call$", capsys.readouterr().out.rstrip())
+
+
 @pytest.mark.parametrize("donate", [(), "state"])
 def test_the_next_call_needs_no_trace(net, optimizer, step, x, donate):
     runs = []

@@ -28,7 +28,7 @@ def net(params, x):
 
 PARAMS = [jnp.ones((8, 8))] * 5
 PORTS = {
-    "inputs": [Port("", is_state=True)] * 5 + [Port(NASTY)],
+    "inputs": [Port("", is_state=True, is_param=True)] * 5 + [Port(NASTY)],
     "outputs": ["y"],
 }
 

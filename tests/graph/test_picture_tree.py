@@ -32,7 +32,9 @@ def residual(name, x, w=W):
 
 def tree(f, *args, state=0):
     program = program_of(jax.make_jaxpr(f)(*args))
-    inputs = [Port(f"in{k}", k < state) for k in range(len(program.inputs))]
+    inputs = [
+        Port(f"in{k}", is_state=k < state, is_param=k < state) for k in range(len(program.inputs))
+    ]
     outputs = [Port(f"out{k}") for k in range(len(program.outputs))]
     return tree_of(program, inputs, outputs, "net")
 
@@ -174,7 +176,7 @@ def train_step(params, x, labels):
 
 def test_a_training_step_shows_the_architecture():
     program = program_of(jax.make_jaxpr(train_step)([W, W], X, X))
-    state = Port("", is_state=True)
+    state = Port("", is_state=True, is_param=True)
     root = tree_of(program, [state, state, Port("x"), Port("labels")],
                    [Port("loss"), state, state])  # fmt: skip
     kinds = [(child.kind, child.name) for child in root.children]

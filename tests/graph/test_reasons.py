@@ -57,6 +57,25 @@ def test_dtype(call):
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "dtypes", "to"),
+    [
+        (1, 1.0, ("int32", "float32"), "float32"),
+        (1.0, True, ("float32", "bool"), "float32"),
+        (1, 2j, ("int32", "complex64"), "complex64"),
+        (np.float16(1), 1, ("float16", "int32"), "float16"),
+        (1, jnp.bfloat16(1), ("int32", "bfloat16"), "bfloat16"),
+    ],
+)
+def test_dtype_of_a_number(call, first, then, dtypes, to):
+    found = call([first], [then], body=lambda x: x)
+    assert found == (
+        f"x: dtype was {dtypes[0]}[], is {dtypes[1]}[]. "
+        f"Pass it as an array of one dtype, jnp.asarray(x, {to!r})."
+    )
+    assert jnp.asarray(first, to).dtype == to
+
+
 def test_weak_type(call):
     assert call([jnp.float32(1)], [2.0]) == (
         "x: weak type was strong, is weak (a Python number, or made of them), float32[]. "

@@ -5,6 +5,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import jgraph as jg
 from jgraph.graph import function
@@ -99,6 +100,24 @@ def test_max_graphs_counts_compilations():
     f(jax.device_put(1.0, HERE))
     with pytest.raises(jg.RetraceError, match="without a trace, x: placement was"):
         f(jax.device_put(1.0, THERE))
+
+
+def test_max_graphs_must_count_what_one_model_needs():
+    model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    f = function(lambda model, x: model(x), max_graphs=1)
+    f(model, jnp.ones(3))
+    model.eval()
+    with pytest.raises(jg.RetraceError) as error:
+        f(model, jnp.ones(3))
+    assert str(error.value) == (
+        "<lambda> may have 1 graph (max_graphs=1), and this call needs another one: "
+        "model.deterministic: was False, is True. "
+        "model.train() and model.eval() have a graph each: max_graphs must count both."
+    )
+    g = function(lambda x: x, max_graphs=1)
+    g(jnp.ones(3))
+    with pytest.raises(jg.RetraceError, match="a graph for each: max_graphs must count both"):
+        jax.jit(g)(jnp.ones(3))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True])

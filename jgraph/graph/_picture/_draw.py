@@ -60,8 +60,9 @@ def draw(
         program: what `jax.make_jaxpr` returns, or `program_of` made of it.
         path: file to write: ".svg" for a still picture, ".html" for a page whose modules open.
         title: written above the picture.
-        inputs: what the program's inputs are called, one for each; state (`Port(name, True)`) is
-            counted as parameters of the modules that read it, and not drawn.
+        inputs: what the program's inputs are called, one for each; state
+            (`Port(name, is_state=True)`) isn't drawn, and counted for the modules that read it
+            where it is a parameter (`is_param=True`).
         outputs: the same of its outputs.
 
     Raises:

@@ -22,11 +22,13 @@ class Port:
 
     Args:
         name: what a person calls it.
-        is_state: whether it is a parameter or other state: counted, not drawn.
+        is_state: whether it is a parameter or other state, which isn't drawn.
+        is_param: whether it is a parameter, whose elements are counted.
     """
 
     name: str
     is_state: bool = False
+    is_param: bool = False
 
 
 class Facts:
@@ -35,6 +37,7 @@ class Facts:
     def __init__(self, program: Program, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         self.program, self.inputs, self.outputs = program, inputs, outputs
         self.state = {-1 - k for k, port in enumerate(inputs) if port.is_state}
+        self.params = {-1 - k for k, port in enumerate(inputs) if port.is_param}
         self.forward = [op for op in program.ops if op.phase == "forward"]
         self.update = [op for op in program.ops if op.phase == "update"]
         self.has_backward = any(op.phase == "backward" for op in program.ops)
@@ -133,7 +136,7 @@ class Facts:
             if op.id in self.hoisted:
                 hoisted[op.id] = states
                 continue
-            for i in states:
+            for i in states & self.params:
                 readers[i][op.phase].append(op.scope)
         owned: defaultdict[Scope, list[int]] = defaultdict(list)
         update: list[int] = []

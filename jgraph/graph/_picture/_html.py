@@ -71,7 +71,7 @@ def _entry(view: View, hottest: float) -> dict[str, Any]:
         "full": source[1] if source else "",
         "ops": view.details(),
         "rows": view.rows,
-        "lines": [[e.source, e.target, e.shapes, e.lane] for e in view.lines],
+        "lines": [[e.source, e.target, e.shapes, e.lane, e.turn] for e in view.lines],
         "lanes": view.lanes,
         "open": view.is_open,
         "children": [_entry(child, hottest) for child in view.children],

@@ -12,6 +12,7 @@ HEADER = 32.0
 _PADDING = 16.0
 _BESIDE = 18.0  # between boxes of a row
 LANE = 13.0
+TURN = 4.0  # between lines that turn to their lanes
 _WIDTH = 272.0
 _NARROW_WIDTH = 176.0
 

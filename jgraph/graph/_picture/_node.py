@@ -41,11 +41,12 @@ class Node:
         edges: how they are joined.
         forward: FLOPs of one copy's forward pass, its children's included.
         backward: the same of its backward pass.
-        params: how many arrays of state it reads, and their elements, its children's included.
+        params: how many arrays of parameters it reads, its children's too, and their elements.
         scope: the module's path.
         last: name of the last of the copies merged into it.
         copies: how many equal neighbours it stands for.
         phrase: its operations in words.
+        symbols: of the root, sizes without a number, which count as 1.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Node:
     last: str = ""
     copies: int = 1
     phrase: str = ""
+    symbols: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from jgraph.graph._picture._layout import GAP, HEADER, LANE, Box, layout
+from jgraph.graph._picture._layout import GAP, HEADER, LANE, TURN, Box, layout
 from jgraph.graph._picture._node import GRADIENTS, TOP
 from jgraph.graph._picture._theme import HEAT, Pixels, fit, heat, heat_labels, text_width
 from jgraph.graph._picture._view import Line, View, heat_scale, summary
@@ -169,7 +169,7 @@ class _Painter:
             self.parts.append(f'<path class="e{" d" * is_gradient}" d="{path}"{arrow}/>')
             return
         lane = box.left + box.lane + LANE * line.lane
-        start = y + (4.0 if line.source == TOP else 7.0)
+        start = y + (4.0 if line.source == TOP else 6.0 + TURN * min(line.turn, 2))
         end_x, end_y = to_x, to_y - 7
         if line.target < len(box.children):
             target = box.children[line.target]
@@ -186,8 +186,14 @@ class _Painter:
         for i, child in enumerate(box.children):
             if i not in has_line or child.view.node.kind == "input":
                 continue
-            x, y = child.axis_x + 7, child.bottom + GAP - 12
-            self.parts.append(_text(x, y, 9.8, child.view.shape, "m s"))
+            y = child.bottom + GAP - 12
+            straight = (e.target for e in box.view.lines if e.source == i and e.lane is None)
+            ways = [box.children[t].axis_x - child.axis_x for t in straight if t < last]
+            if ways and max(ways) > 0.5 and min(ways) > -0.5:  # curves to the right would cross it
+                place = {"text_anchor": "end"}
+                self.parts.append(_text(child.axis_x - 7, y, 9.8, child.view.shape, "m s", **place))
+            else:
+                self.parts.append(_text(child.axis_x + 7, y, 9.8, child.view.shape, "m s"))
 
 
 def inside(view: View) -> str:

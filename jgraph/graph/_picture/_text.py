@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jgraph.graph._picture._view import View
+from jgraph.graph._picture._view import View, counted_as_one
 from jgraph.graph._picture._words import percent, si
 
 _Line = tuple[str, str, str, str, str, str]
@@ -24,10 +24,9 @@ def table(root: View, depth: int | None = None) -> str:
     rows: list[_Line] = [_COLUMNS]
     for child in root.children:
         rows += _rows(child, 0, depth)
-    node = root.node
-    update = sum(c.params[1] for c in node.children if c.kind == "update")
-    total = si(node.params[1] + update) if node.params[1] + update else ""
-    rows.append(("total", "", total, si(root.flops), percent(1.0 if root.flops else 0.0), ""))
+    total = si(root.node.params[1]) if root.node.params[0] else ""
+    name = ", ".join(("total", *counted_as_one(root)))
+    rows.append((name, "", total, si(root.flops), percent(1.0 if root.flops else 0.0), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = ["  ".join(_cell(row[i], widths[i], i) for i in range(len(row))) for row in rows]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))

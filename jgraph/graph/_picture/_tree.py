@@ -32,6 +32,8 @@ def tree_of(
     root = _Builder(facts).build(title, "module", facts.forward, ())
     root.backward = facts.backward_of[()]
     root.forward += sum(op.total_flops for op in facts.update)
+    root.params = root.params[0] + facts.update_params[0], root.params[1] + facts.update_params[1]
+    root.symbols = program.symbols
     return root
 
 

@@ -20,12 +20,14 @@ class Line:
         target: index of the child it enters; the number of children for the node's output.
         shapes: types of the arrays.
         lane: None straight to the next row; else which lane beside the column, from 0.
+        turn: how many lines turn to their lanes above this one, below the same row of boxes.
     """
 
     source: int
     target: int
     shapes: tuple[str, ...]
     lane: int | None
+    turn: int = 0
 
 
 @dataclasses.dataclass
@@ -195,7 +197,19 @@ def _lines(node: Node, rows: list[list[int]]) -> tuple[list[Line], int]:
         if bottom - top > 1:
             lane = _free_lane(lanes, top, bottom)
         lines.append(Line(edge.source, edge.target, edge.shapes, lane))
+    turns = _turns(node, rows, {line.source for line in lines if line.lane is not None})
+    lines = [dataclasses.replace(line, turn=turns.get(line.source, 0)) for line in lines]
     return lines, len(lanes)
+
+
+def _turns(node: Node, rows: list[list[int]], sources: set[int]) -> dict[int, int]:
+    """Return where lines turn to their lanes: the rightmost first, which the others pass below."""
+    turns: dict[int, int] = {}
+    for row in rows:
+        from_left = sorted(row, key=lambda i: node.children[i].kind != "input")
+        turning = [i for i in reversed(from_left) if i in sources]
+        turns |= {i: turn for turn, i in enumerate(turning)}
+    return turns
 
 
 def _open(root: View, limit: int) -> None:
@@ -223,10 +237,16 @@ def heat_scale(root: View) -> float:
     return max([*shares, 1e-9])
 
 
+def counted_as_one(root: View) -> list[str]:
+    """Return a remark on sizes that have no number; none where all have one."""
+    symbols = root.node.symbols
+    return [f"for {' = '.join(symbols)} = 1"] if symbols else []
+
+
 def summary(root: View) -> str:
     """Return the whole program in one line."""
     node = root.node
-    words = [si(root.flops, "FLOP")]
+    words = [" ".join((si(root.flops, "FLOP"), *counted_as_one(root)))]
     count, elements = node.params
     if count:
         words.append(f"{si(elements)} parameters")
