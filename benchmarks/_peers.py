@@ -1,9 +1,11 @@
-"""The network of `benchmarks.dispatch` in other libraries, where they are installed."""
+"""The networks of `benchmarks.dispatch` and `.loop` in other libraries, where installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,3 +83,36 @@ def _torch(layers: int, width: int) -> Step:
         return loss.item()
 
     return step
+
+
+def keras_fit() -> Callable[..., Callable[[int], float]] | None:
+    """Return `build(layers, width, rate, batches)`, which gives `turn(steps) -> seconds`."""
+    if importlib.util.find_spec("keras") is None:
+        return None
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, *_: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, *_: Any) -> None:
+            self.seconds = time.perf_counter() - self.start
+
+    def build(layers: int, width: int, rate: float, batches: list[Any]) -> Callable[[int], float]:
+        x = inputs = keras.Input((width,))
+        for i in range(layers):
+            x = keras.layers.Dense(width, activation="relu" if i < layers - 1 else None)(x)
+        model = keras.Model(inputs, x)
+        model.compile(keras.optimizers.Adam(rate), "mse")
+        clock, pairs = Clock(), [(batch["x"], batch["y"]) for batch in batches]
+
+        def turn(steps: int) -> float:
+            # What fit does before an epoch and after it isn't counted; the wait for numbers is.
+            data = (pair for pair in itertools.cycle(pairs))  # fit takes no other iterator
+            model.fit(data, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[clock])
+            return clock.seconds
+
+        return turn
+
+    return build

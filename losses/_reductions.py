@@ -52,6 +52,12 @@ class Mean:
             return NotImplemented
         return Mean(self.total + other.total, self.weight + other.weight)
 
+    def __mul__(self, factor: ArrayLike) -> Mean:
+        """Return the mean times a factor: `0.5 * mean` weighs one term of an objective."""
+        return Mean(self.total * jnp.asarray(factor, jnp.result_type(self.total)), self.weight)
+
+    __rmul__ = __mul__
+
     def psum(self, axis_name: str | tuple[str, ...]) -> Mean:
         """Add up the replicas' totals and weights.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from jgraph._eager import jit_is_off
@@ -43,32 +43,50 @@ class Prefetch:
     def __init__(self, batches: Iterable[Any], transfer: Callable[[Any], Any]) -> None:
         self._batches = iter(batches)
         self._transfer = transfer
-        self._pending: deque[Future[Any]] = deque()
-        self._executor: ThreadPoolExecutor | None = None
-        if not jit_is_off():
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="jgraph-prefetch")
-            self._pending.extend(self._executor.submit(self._fetch) for _ in range(_DEPTH))
+        self._is_threaded = not jit_is_off()
+        self._is_closed = False
+        # Two queues and a thread: an executor with a future per batch takes 60 us more.
+        self._wanted: SimpleQueue[None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        if self._is_threaded:
+            for _ in range(_DEPTH):
+                self._wanted.put(None)
+            # A daemon: a pipeline that hangs must not keep the interpreter from its end.
+            Thread(target=self._work, name="jgraph-prefetch", daemon=True).start()
 
     def __enter__(self) -> Prefetch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            # No waiting: a pipeline that hangs must not keep an error or Ctrl-C from its caller.
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        # No waiting: a pipeline that hangs must not keep an error or Ctrl-C from its caller.
+        self._is_closed = True
+        self._wanted.put(None)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self._executor is None:
+        if not self._is_threaded:
             batch = self._fetch()
         else:
-            batch = self._pending.popleft().result()
-            self._pending.append(self._executor.submit(self._fetch))
+            batch, error = self._ready.get()
+            if error is not None:
+                raise error
+            self._wanted.put(None)
         if batch is _END:
             raise StopIteration
         return batch
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.get()
+            if self._is_closed:
+                return
+            try:
+                found = self._fetch(), None
+            except BaseException as error:  # noqa: BLE001  it is raised where the batch is taken
+                found = None, error
+            self._ready.put(found)
 
     def _fetch(self) -> Any:
         batch = next(self._batches, _END)

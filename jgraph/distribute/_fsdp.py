@@ -83,6 +83,8 @@ class FSDP(Strategy):
             ]
             if free:
                 axes[max(free, key=lambda i: shape[i])] = DATA
+        while axes and axes[-1] is None:
+            axes.pop()
         return PartitionSpec(*axes)
 
     def _tensor_axis(self, path: str, shape: tuple[int, ...]) -> int | None:

@@ -27,6 +27,11 @@ class Pmap(Strategy):
     don't divide is run whole on each of them. A program whose new state would differ between the
     replicas is refused, with the path of what differs.
 
+    What a program computes between the examples of a batch by other means (a mean within the loss,
+    a sort) is over one replica's part of it; where that matters, `DataParallel` is the strategy.
+    Random keys, in `nnx.Rngs` or as typed keys among the arguments, are folded with the replica's
+    number.
+
     Args:
         n: how many devices; None takes all.
 
@@ -72,16 +77,17 @@ class Pmap(Strategy):
         @functools.wraps(body)
         def replica(*flat: Any) -> list[Any]:
             with replicas(DATA):
-                return body(*map(replica_key, flat[: len(state)]), *flat[len(state) :])
+                return body(*map(_of_replica, flat, is_split))
 
+        is_split = [False] * len(state) + [axis is not None for axis in splits]
         # Types without a mesh: within pmap there is another one.
         shapes = [_shape(x, axis) for x, axis in zip(parts, splits, strict=True)]
         of_state = [_shape(x, None) for x in state]
         traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(*of_state, *shapes)
-        varying_inputs = [False] * len(state) + [axis is not None for axis in splits]
-        varying = varying_outputs(traced.jaxpr, DATA, varying_inputs)
-        rows = {x.shape[a] for x, a in zip(shapes, splits, strict=True) if a is not None}
-        merged = _merged(outputs(), traced.out_avals, varying, rows)
+        merged = varying_outputs(traced.jaxpr, DATA, is_split)
+        if any(merged):
+            whole = jax.eval_shape(body, *state, *arrays)
+            _check_outputs(outputs(), traced.out_avals, merged, whole, self.num_devices)
 
         def mapped(state: list[Any], parts: list[Any]) -> list[Any]:
             return jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *state, *parts)
@@ -132,28 +138,43 @@ def _shape(x: Any, axis: int | None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, x.dtype, weak_type=jax.typeof(x).weak_type)
 
 
-def _merged(
-    outputs: Sequence[Output], avals: Sequence[Any], varying: Sequence[bool], rows: set[int]
-) -> list[bool]:
-    """Return which outputs are the replicas' rows, one after the other.
+def _of_replica(x: Any, is_split: bool) -> Any:
+    """Give each replica random keys of its own; per-example keys are its own already."""
+    return x if is_split else replica_key(x)
+
+
+def _check_outputs(
+    outputs: Sequence[Output],
+    avals: Sequence[Any],
+    varying: Sequence[bool],
+    whole: Sequence[Any],
+    replicas: int,
+) -> None:
+    """Raise where an output that differs between replicas isn't their rows, one after the other.
+
+    Args:
+        outputs: what the outputs are.
+        avals: their types on one replica.
+        varying: whether each differs.
+        whole: their types for the whole batch.
+        replicas: how many there are.
 
     Raises:
-        InputError: another output differs between replicas.
+        InputError: it names the output.
     """
-    merged = []
-    for output, aval, differs in zip(outputs, avals, varying, strict=True):
+    for output, aval, differs, one in zip(outputs, avals, varying, whole, strict=True):
         if differs and output.is_state:
             raise InputError(
                 f"under Pmap the state must stay the same on all replicas, but the new value of "
-                f"{output.path} is made from one replica's part of the batch; take gradients with "
-                "jgraph.train.value_and_grad and reduce with jgraph.losses.mean(…).value(), or use "
-                "DataParallel, under which any program is right"
+                f"{output.path} is made from one replica's part of the batch, or from its own "
+                "random key; take gradients with jgraph.train.value_and_grad and reduce with "
+                "jgraph.losses.mean(…).value(), or use DataParallel, under which any program is "
+                "right"
             )
-        if differs and (not aval.shape or aval.shape[0] not in rows):
+        rows = (replicas * aval.shape[0], *aval.shape[1:]) if aval.shape else None
+        if differs and one.shape != rows:
             raise InputError(
                 "under Pmap a result must be per example or the same on all replicas, but "
-                f"{output.path} of shape {aval.shape} is made from one replica's part of the "
+                f"{output.path} of shape {one.shape} is made from one replica's part of the "
                 "batch; reduce it with jgraph.losses.mean(…).value()"
             )
-        merged.append(differs)
-    return merged

@@ -60,6 +60,13 @@ class Function(Capturing):
         self._parameters = Parameters.of(fn, static)
         donated = _donations(donate, self._parameters)
         self._history = History(self._name, _at_least_one("max_graphs", max_graphs))
+        if strategy is not None and (
+            isinstance(strategy, type) or not isinstance(strategy, Strategy)
+        ):
+            raise InputError(
+                "strategy must be one of jgraph.distribute, such as DataParallel(), got "
+                f"{strategy!r}"
+            )
         self._strategy = strategy
         self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace, strategy)
         Function._anything_donates |= bool(donated)
@@ -218,6 +225,11 @@ class Function(Capturing):
         if isinstance(error, TooManyGraphsError):
             raise self._history.error(self._signature(bound, call, inputs)) from None
         self._history.take()
+        if self._strategy is not None and "incompatible devices" in str(error):
+            error.add_note(
+                f"{self._name} runs under {self._strategy!r}: strategy.put(model) places the state "
+                "on its devices, and strategy.batches(data) the batches"
+            )
         if isinstance(error, TypeError):
             self._binder.check_traceable(call)
         if isinstance(error, jax.errors.ConcretizationTypeError):

@@ -14,6 +14,7 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
 
+from jgraph._errors import InputError
 from jgraph.graph._arguments import Labels, Layout
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import (
@@ -67,6 +68,31 @@ class Traced(NamedTuple):
     plan: Plan
     structure: Any
     """Structure of (leaves, arrays)."""
+
+    @property
+    def avals(self) -> list[jax.ShapeDtypeStruct]:
+        """The types of its inputs."""
+        return [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+            for x in self.jaxpr.in_avals
+        ]
+
+    def run(self, flat: Sequence[Any]) -> list[Any]:
+        """Run it on inputs of these types."""
+        return jax.core.eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *flat)
+
+    def check(self, paths: Sequence[str], flat: Sequence[Any]) -> None:
+        """Raise where inputs aren't of the types it takes.
+
+        Raises:
+            InputError: it names the input.
+        """
+        for path, aval, x in zip(paths, self.avals, flat, strict=True):
+            if type_text(x) != type_text(aval):
+                raise InputError(
+                    f"{path} must be {type_text(aval)} as the graph was traced, got "
+                    f"{type_text(x)}; trace another graph for it"
+                )
 
 
 class NestedObjectsError(Exception):
@@ -225,7 +251,7 @@ class Program:
         run = body
         if self._strategy is not None:
             run = self._under(self._strategy, body, plans, len(jax.tree.leaves(list(leaves))))
-        return Traced(jax.make_jaxpr(run)(*flat), plans[-1], structure)
+        return Traced(jax.make_jaxpr(run)(*flat), plans[0], structure)
 
     def _under(self, strategy: Strategy, body: Body, plans: list[Plan], num_state: int) -> Body:
         """Return the body as its strategy runs it."""
@@ -234,7 +260,7 @@ class Program:
         def run(*flat: Any) -> list[Any]:
             state, arrays = list(flat[:num_state]), list(flat[num_state:])
             splits = self.interface.layout.splits or (None,) * len(arrays)
-            return strategy.run(body, state, arrays, splits, lambda: self._outputs(plans[-1]))
+            return strategy.run(body, state, arrays, splits, lambda: self._outputs(plans[0]))
 
         return run
 
@@ -246,7 +272,11 @@ class Program:
             for p, _ in jax.tree.leaves_with_path(result)
         ]
         numbered = jax.tree.unflatten(plan.values, range(plan.values.num_leaves))
-        paths = [self.interface.paths[i] for i in plan.changed] or ["state"] * len(numbered)
+        paths = [self.interface.paths[i] for i in plan.changed]
+        if plan.structure is not None:
+            names = {number: path for path, number in plan.state}
+            new = (i for i, source in enumerate(plan.sources) if source is None)
+            paths = [names.get(i, "an object in the result") for i in new]
         return found + [
             Output(path + tree_path(p), is_state=True)
             for path, value in zip(paths, numbered, strict=True)
@@ -333,6 +363,15 @@ def _merge(chosen: Sequence[Any], indices: Sequence[int], others: Sequence[Any])
     at = dict(zip(indices, chosen, strict=True))
     rest = iter(others)
     return [at[i] if i in at else next(rest) for i in range(len(at) + len(others))]
+
+
+def type_text(x: Any) -> str:
+    """Return an array's type, `float32[4, 3]`."""
+    try:
+        aval = jax.typeof(x)
+    except TypeError:
+        return f"the {type(x).__name__} {x!r:.60}"
+    return f"{aval.dtype}{list(aval.shape)}"
 
 
 def _types(leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:

@@ -99,9 +99,8 @@ def _leaf(path: str, old: Leaf, new: Leaf) -> list[Difference]:
                 f"Make it strong once, jnp.asarray({path}, {new.type.partition('[')[0]!r})",
             )
         ]
-    # Inside an outer trace there is no telling where an array will be.
     if not (old.placement and new.placement):
-        return []
+        return _unplaced(path, old, new)
     if old.placement != new.placement:
         return [
             Difference(
@@ -120,6 +119,19 @@ def _leaf(path: str, old: Leaf, new: Leaf) -> list[Difference]:
             )
         ]
     return []
+
+
+def _unplaced(path: str, old: Leaf, new: Leaf) -> list[Difference]:
+    # Inside an outer trace there is no telling where an array will be.
+    if not (old.committed or new.committed):
+        return []
+    return [
+        Difference(
+            path,
+            f"placement was {old.placement or 'open'}, is {new.placement or 'open'}",
+            "Put it there each time, by jax.device_put or strategy.batches",
+        )
+    ]
 
 
 def _type(path: str, before: Leaf, now: Leaf) -> Difference:

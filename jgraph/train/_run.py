@@ -83,7 +83,7 @@ class Run:
         self._steps += work.steps
         self._in_flight.append(health)
         if len(self._in_flight) > _MAX_IN_FLIGHT:
-            jax.block_until_ready(self._in_flight.popleft())
+            self._in_flight.popleft().step.block_until_ready()
         for callback in self._callbacks:
             with self._may_stop():
                 for step in range(first, self._steps + 1):

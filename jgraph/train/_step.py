@@ -136,7 +136,9 @@ class Step:
         """Return the window's sums, and begin another window."""
         variable = self._variable()
         carry = self._flat.unpack(variable.get_raw_value())
-        variable.set_raw_value(self._flat.pack(carry._replace(window=_zeros(carry.window))))
+        # Where the old sums are: elsewhere they would compile the step a second time.
+        empty = jax.tree.map(jnp.zeros_like, carry.window)
+        variable.set_raw_value(self._flat.pack(carry._replace(window=empty)))
         return carry.window
 
     # Before the first step.

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from jgraph._replicas import num_replicas, over_replicas
+from jgraph.graph import synchronised
 from jgraph.train._gradients import share
 from jgraph.train._objective import Measured, measured
 
@@ -58,7 +59,8 @@ def value_and_grad(
         def objective(
             model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[jax.Array, Measured]:
-            result = loss_fn(model, *args, **kwargs)
+            with synchronised((model, args, kwargs)):
+                result = loss_fn(model, *args, **kwargs)
             has_metrics.append(isinstance(result, tuple))
             sums = measured(result, args[0] if args else None).as_part(num_replicas())
             first, *others = map(share, sums.terms.values())

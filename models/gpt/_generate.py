@@ -20,7 +20,7 @@ def continued(
     tokens_BT: Int[Array, "b t"],
     count: int,
     context: int,
-    temperature: float,
+    temperature: float | int,
     seed: int,
 ) -> Int[Array, "b n"]:
     """Return the next tokens of each sequence.

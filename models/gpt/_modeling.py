@@ -20,8 +20,8 @@ from jgraph._errors import InputError
 from jgraph.models.gpt._config import GPTConfig
 from jgraph.models.gpt._generate import continued
 
-_STD = 0.02
-_DRAW = nnx.initializers.normal(_STD)
+# Of new kernels and embeddings: GPT-2's at its width, larger where fewer features are summed.
+_STD, _STD_WIDTH = 0.02, 768
 
 
 class Attention(nnx.Module):
@@ -39,9 +39,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
-        self.query = _linear(config.width, config.width, rngs)
-        self.key = _linear(config.width, config.width, rngs)
-        self.value = _linear(config.width, config.width, rngs)
+        self.query = _linear(config.width, config.width, config, rngs)
+        self.key = _linear(config.width, config.width, config, rngs)
+        self.value = _linear(config.width, config.width, config, rngs)
         self.out = _last_linear(config.width, config, rngs)
 
     def __call__(self, x_BTD: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -64,7 +64,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
-        self.up = _linear(config.width, 4 * config.width, rngs)
+        self.up = _linear(config.width, 4 * config.width, config, rngs)
         self.down = _last_linear(4 * config.width, config, rngs)
 
     def __call__(self, x_BTD: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -129,24 +129,25 @@ class GPT(nnx.Module):
 
     tensor_rules: ClassVar[Mapping[str, int]] = MappingProxyType(
         {
-            **{f"*.attention.{name}.kernel": 1 for name in ("query", "key", "value")},
-            **{f"*.attention.{name}.bias": 0 for name in ("query", "key", "value")},
-            "*.attention.out.kernel": 0,
-            "*.mlp.up.kernel": 1,
-            "*.mlp.up.bias": 0,
-            "*.mlp.down.kernel": 0,
-            "*.head.kernel": 1,
+            **{f"attention.{name}.kernel": 1 for name in ("query", "key", "value")},
+            **{f"attention.{name}.bias": 0 for name in ("query", "key", "value")},
+            "attention.out.kernel": 0,
+            "mlp.up.kernel": 1,
+            "mlp.up.bias": 0,
+            "mlp.down.kernel": 0,
+            "head.kernel": 1,
         }
     )
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.tokens = nnx.Embed(config.vocab_size, config.width, embedding_init=_DRAW, rngs=rngs)
-        self.positions = nnx.Embed(config.context, config.width, embedding_init=_DRAW, rngs=rngs)
+        draw = _draw(config.width)
+        self.tokens = nnx.Embed(config.vocab_size, config.width, embedding_init=draw, rngs=rngs)
+        self.positions = nnx.Embed(config.context, config.width, embedding_init=draw, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
         self.norm = _norm(config, rngs)
-        self.head = _linear(config.width, config.vocab_size, rngs, use_bias=False)
+        self.head = _linear(config.width, config.vocab_size, config, rngs, use_bias=False)
 
     def features(self, tokens_BT: Int[Array | np.ndarray, "b t"]) -> Float[Array, "b t d"]:
         """Return what the head sees, for `jgraph.losses.linear_softmax_cross_entropy`.
@@ -187,7 +188,7 @@ class GPT(nnx.Module):
         tokens_BT: Int[Array | np.ndarray, "b t"],
         count: int,
         *,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         seed: int = 0,
     ) -> Int[Array, "b n"]:
         """Continue sequences token by token, in evaluation mode; the model isn't changed.
@@ -235,13 +236,20 @@ class GPT(nnx.Module):
             )
 
 
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, use_bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAW, rngs=rngs)
+def _draw(width: int, *, branches: int = 1) -> nnx.Initializer:
+    return nnx.initializers.normal(_STD * math.sqrt(_STD_WIDTH / width / branches))
+
+
+def _linear(
+    inputs: int, outputs: int, config: GPTConfig, rngs: nnx.Rngs, *, use_bias: bool = True
+) -> nnx.Linear:
+    draw = _draw(config.width)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=draw, rngs=rngs)
 
 
 def _last_linear(inputs: int, config: GPTConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """Return the last layer of a branch: small, so that the sum doesn't grow with the depth."""
-    draw = nnx.initializers.normal(_STD / math.sqrt(2 * config.depth))
+    """Return the last layer of a branch: small, so that their sum doesn't grow with the depth."""
+    draw = _draw(config.width, branches=2 * config.depth)
     return nnx.Linear(inputs, config.width, kernel_init=draw, rngs=rngs)
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import struct
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tensorboardX.proto import event_pb2
 
 from jgraph import InputError
 from jgraph.losses import Mean
@@ -25,27 +28,30 @@ from jgraph.train import (
     train_and_evaluate,
 )
 
-BATCH = {"x": np.ones((2, 1), np.float32)}
+pytestmark = pytest.mark.usefixtures("no_trace_is_left")
 
 
 def output(model: Any, batch: Any) -> Any:
     return model(batch["x"])[:, 0], {"half": Mean(jax.numpy.float32(1), 2)}
 
 
-def run(*callbacks: Callback, steps: int = 5, steps_per_call: int = 1) -> TrainResult:
-    model = nnx.Linear(1, 1, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+def run(
+    *callbacks: Callback, steps: int = 5, steps_per_call: int = 1, size: int = 1
+) -> TrainResult:
+    batch = {"x": np.ones((2 * size, size), np.float32)}
+    model = nnx.Linear(size, size, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
     return train_and_evaluate(
         model,
         output,
         optax.sgd(0.25),
-        train=TrainSpec([BATCH], steps, log_every=2, steps_per_call=steps_per_call),
-        evals={"val": EvalSpec([BATCH], every_steps=4)},
+        train=TrainSpec([batch], steps, log_every=2, steps_per_call=steps_per_call),
+        evals={"val": EvalSpec([batch], every_steps=4)},
         callbacks=callbacks,
     )
 
 
 class FailsAt(Callback):
-    def __init__(self, step: int, error: Exception) -> None:
+    def __init__(self, step: int, error: BaseException) -> None:
         self._step, self._error = step, error
 
     def on_step(self, step: int) -> None:
@@ -66,9 +72,8 @@ def records(file: Path) -> Iterator[bytes]:
 
 
 def scalars(file: Path) -> list[tuple[str, int, float]]:
-    from tensorboardX.proto.event_pb2 import Event
-
-    events = [Event.FromString(data) for data in records(file)]
+    event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]  protobuf makes it on import
+    events = [event.FromString(data) for data in records(file)]
     assert events[0].file_version == "brain.Event:2"
     return [(value.tag, e.step, value.simple_value) for e in events for value in e.summary.value]
 
@@ -132,19 +137,70 @@ def test_without_the_package_it_says_what_to_install(
 
 # Profiler
 
+XPLANE = "plugins/profile/*/*.xplane.pb"
 
-def traced_steps(folder: Path, name: str = "train_step") -> int:
-    """Return how many runs of the program the one trace in a folder holds."""
-    (file,) = folder.glob("plugins/profile/*/*.xplane.pb")
+
+def traced_runs(folder: Path, program: str = "jit_train_step") -> int:
+    """Return how often each operation of a program ran in the one trace in a folder."""
+    (file,) = folder.glob(XPLANE)
     planes = jax.profiler.ProfileData.from_file(str(file)).planes
-    lines = [line for plane in planes for line in plane.lines if line.name == "python"]
-    events = [e.name for line in lines for e in line.events]
-    # A call of a compiled program runs the executable once.
-    return events.count(f"PjitFunction({name})") and sum("train_step" in e for e in events)
+    events = (e for plane in planes for line in plane.lines for e in line.events)
+    with warnings.catch_warnings():
+        # On Python 3.12, jaxlib makes a type here without __module__, and aborts on the warning.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stats = [dict(event.stats) for event in events]
+    counts = Counter(s["hlo_op"] for s in stats if s.get("hlo_module") == program)
+    assert len(set(counts.values())) <= 1, counts  # a run that was cut would differ
+    return max(counts.values(), default=0)
 
 
 @pytest.fixture
-def no_trace_goes_on() -> Iterator[None]:
+def no_trace_is_left() -> Iterator[None]:
     yield
     with pytest.raises(RuntimeError, match="No profile started"):
         jax.profiler.stop_trace()
+
+
+@pytest.mark.parametrize(("first", "last", "steps"), [(2, 4, 3), (1, 1, 1), (4, 9, 3)])
+def test_the_trace_holds_whole_steps(tmp_path: Path, first: int, last: int, steps: int) -> None:
+    # Some milliseconds a step, so that steps are under way when their callbacks run.
+    run(Profiler(tmp_path, first, last), steps=6, size=600)
+    assert traced_runs(tmp_path) == steps
+
+
+def test_several_steps_a_call(tmp_path: Path) -> None:
+    run(Profiler(tmp_path, first=3, last=4), steps=6, steps_per_call=2)
+    assert traced_runs(tmp_path, "jit_train_steps") == 1
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_an_error_ends_the_trace(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        run(Profiler(tmp_path, first=2, last=100), FailsAt(4, error))
+    assert len(list(tmp_path.glob(XPLANE))) == 1
+
+
+def test_a_run_that_stops_ends_the_trace(tmp_path: Path) -> None:
+    run(Profiler(tmp_path, first=2, last=100), FailsAt(4, StopTraining()))
+    assert traced_runs(tmp_path) == 3
+
+
+def test_the_trace_of_somebody_else_goes_on(tmp_path: Path) -> None:
+    profiler = Profiler(tmp_path / "mine", first=1, last=2)
+    with jax.profiler.trace(tmp_path / "theirs"):
+        with pytest.raises(RuntimeError, match="Only one profile"):
+            run(profiler)
+        run()
+    assert traced_runs(tmp_path / "theirs") == 5
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 5), (3, 2)])
+def test_the_steps_must_be_in_order(tmp_path: Path, first: int, last: int) -> None:
+    with pytest.raises(InputError, match=f"got first={first}, last={last}"):
+        Profiler(tmp_path, first, last)
+
+
+def test_a_run_too_short_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one of the run's 5 steps, .* got first=10"):
+        run(Profiler(tmp_path), steps=5)
