@@ -31,5 +31,9 @@ class UnsafeModuleError(InputError):
     """A weight file names or needs something other than plain tensors."""
 
 
+class GraphFormatError(InputError):
+    """A file is no graph file or a damaged one, or a graph can't be written as one."""
+
+
 class RetraceError(InputError):
     """A function was traced or compiled more often than `max_graphs` allows; it says why."""

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
+from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean
 from jgraph.graph import _picture
 from jgraph.graph._arguments import ARRAY, NESTED, Labels
+from jgraph.graph._file import Loaded, Stored, read_graph, stored, write_graph
 from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._nnx import is_object
 from jgraph.graph._ops import Op, ops_of
@@ -67,7 +70,7 @@ class Graph:
     def __init__(
         self,
         name: str,
-        traced: Traced,
+        traced: Traced | Stored,
         interface: Interface,
         labels: Labels,
         donated: Sequence[int] = (),
@@ -155,14 +158,90 @@ class Graph:
 
     @functools.cached_property
     def _run(self) -> Callable[..., list[Any]]:
-        jaxpr = self.jaxpr
+        traced = self._traced
 
         def run(*flat: Any) -> list[Any]:
-            compiled = run_passes(jaxpr)
-            return jax.core.eval_jaxpr(compiled.jaxpr, compiled.consts, *flat)
+            program = run_passes(jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat))
+            return jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
 
         run.__name__ = run.__qualname__ = self.name
         return jax.jit(run, donate_argnums=())
+
+    def cast(self, dtype: DTypeLike) -> Graph:
+        """Return the graph with float32 replaced by another float type, inside and in its state.
+
+        Its inputs may be of either type. Sums that the original widened to float32 are of the new
+        type, too.
+
+        Args:
+            dtype: such as `jax.numpy.bfloat16`.
+
+        Raises:
+            GraphFormatError: an operation that graph files don't hold.
+        """
+        found = stored(self.name, self._traced, self._interface, self._labels)
+        graph = Graph(self.name, found.program.cast(dtype), found.interface, found.labels)
+        read = self._read_state
+        graph.read_state_by(lambda: _as_type(read(), dtype))
+        return graph
+
+    # As a file.
+
+    def save(self, path: str | os.PathLike[str], *, state: bool | Mapping[str, Any] = True) -> None:
+        """Write the graph to a file, which any later jgraph reads, without this program's source.
+
+        Static arguments keep the values they were traced with. A zip of the operations as JSON and
+        the state as safetensors; it holds no code.
+
+        Args:
+            path: the file; an earlier one is replaced whole.
+            state: whether `state` is written along; or another state, as `apply` takes it.
+
+        Raises:
+            GraphFormatError: (an InputError) an operation that no file can hold; it names the
+                module and the line.
+            InputError: the state is gone; see `state`.
+            OSError: the file can't be written.
+        """
+        leaves = None
+        if state is not False:
+            leaves = self._leaves(self.state if state is True else state)
+        write_graph(path, self.name, self._traced, self._interface, self._labels, leaves)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read a graph that `save` wrote. Nothing in the file is run as code.
+
+        A loaded graph is called with any sizes that its symbolic sizes allow, and can be jitted,
+        differentiated, mapped, cast and run under a strategy.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The graph; its `state` is the one that was saved.
+
+        Raises:
+            GraphFormatError: (an InputError) it is no graph file, or a damaged one; it says where.
+            OSError: it can't be read.
+
+        Example:
+            >>> import jax, tempfile
+            >>> import jax.numpy as jnp
+            >>> from jgraph.graph import function
+            >>> (n,) = jax.export.symbolic_shape("n")
+            >>> graph = function(lambda x: x**2).graph(jax.ShapeDtypeStruct((n,), "float32"))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     graph.save(f"{folder}/square.graph", state=False)
+            ...     square = Graph.load(f"{folder}/square.graph")
+            >>> print(square.apply({}, jnp.array([1.0, 3.0]))[0])
+            [1. 9.]
+        """
+        found: Loaded = read_graph(path)
+        graph = cls(found.name, found.program, found.interface, found.labels)
+        leaves = found.state
+        graph.read_state_by(lambda: leaves)
+        return graph
 
     # What it is.
 
@@ -260,11 +339,13 @@ class Graph:
 
     @functools.cached_property
     def _avals(self) -> list[jax.ShapeDtypeStruct]:
-        return [_struct(aval) for aval in self.jaxpr.in_avals]
+        return self._traced.avals
 
     @functools.cached_property
     def _leaf_counts(self) -> list[int]:
-        leaves, _ = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
+        leaves, _ = jax.tree.unflatten(
+            self._traced.structure, range(self._traced.structure.num_leaves)
+        )
         return [len(jax.tree.leaves(leaf)) for leaf in leaves]
 
     @property
@@ -273,13 +354,15 @@ class Graph:
 
     @functools.cached_property
     def _argument_paths(self) -> list[str]:
-        _, arrays = jax.tree.unflatten(self._traced.structure, range(len(self.jaxpr.in_avals)))
+        _, arrays = jax.tree.unflatten(
+            self._traced.structure, range(self._traced.structure.num_leaves)
+        )
         return self._labels.paths(arrays)
 
     @functools.cached_property
     def input_paths(self) -> list[str]:
         """The path of each of the program's inputs, in order: the state's, the arguments'."""
-        flat = range(len(self.jaxpr.in_avals))
+        flat = range(self._traced.structure.num_leaves)
         return self._interface.input_paths(*jax.tree.unflatten(self._traced.structure, flat))
 
     def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
@@ -330,14 +413,7 @@ class Graph:
                 raise InputError(
                     f"{name} must have the structure {self!r} was traced with, {wanted}; got {came}"
                 )
-        flat = zip(self.input_paths, self._avals, jax.tree.leaves(given), strict=True)
-        for path, aval, x in flat:
-            came = _type(x)
-            if came != _type(aval):
-                raise InputError(
-                    f"{path} must be {_type(aval)} as {self!r} was traced, got {came}; trace "
-                    "another graph for it"
-                )
+        self._traced.check(self.input_paths, jax.tree.leaves(given))
 
     def _outcome(self, leaves: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         plan = self._traced.plan
@@ -360,16 +436,17 @@ class Graph:
         return jax.tree.map(fill, result, is_leaf=lambda x: isinstance(x, Mark)), state
 
 
+def _as_type(leaves: Sequence[Any] | None, dtype: DTypeLike) -> list[Any] | None:
+    if leaves is None:
+        return None
+    return [
+        jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, leaf)
+        for leaf in leaves
+    ]
+
+
 def _struct(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
-
-
-def _type(x: Any) -> str:
-    try:
-        aval = jax.typeof(x)
-    except TypeError:
-        return f"the {type(x).__name__} {x!r:.60}"
-    return f"{aval.dtype}{list(aval.shape)}"
 
 
 def _few(names: Sequence[str]) -> str:

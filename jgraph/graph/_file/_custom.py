@@ -1,0 +1,172 @@
+"""Functions with a derivative of their own: the rule is written as further functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+
+from jgraph.graph._file._document import Custom
+
+if TYPE_CHECKING:
+    from jgraph.graph._file._write import ProgramWriter
+
+PRIMITIVES = {
+    "custom_jvp_call": "jvp",
+    "custom_vjp_call": "vjp",
+    "custom_vjp_call_jaxpr": "vjp",
+}
+
+
+def write(writer: ProgramWriter, eqn: JaxprEqn) -> int:
+    """Write a function with its derivative, once, and return its number among the customs.
+
+    The rule is found by differentiating the equation itself. A rule may call its own function
+    again, which is then the same number.
+    """
+    kind = PRIMITIVES[eqn.primitive.name]
+    body = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "fun_jaxpr"]
+    key = kind, str(body), tuple(str(x.aval) for x in eqn.invars)
+    number = writer.custom_numbers.get(key)
+    if number is not None:
+        return number
+    number = writer.custom_numbers[key] = len(writer.customs)
+    function = writer.function(body)
+    writer.customs.append(Custom(kind, function, [], 0))  # its rules may refer to it
+    call, types = _alone(eqn), [_struct(x) for x in eqn.invars]
+    rules, residuals = (_jvp if kind == "jvp" else _vjp)(call, types)
+    numbers = [writer.function(rule) for rule in rules]
+    writer.customs[number] = Custom(kind, function, numbers, residuals)
+    return number
+
+
+def replay(
+    custom: Custom, functions: Callable[[int], Callable[..., list[Any]]]
+) -> Callable[..., list[Any]]:
+    """Return the function with its derivative."""
+    return (
+        _replay_jvp(custom, functions) if custom.kind == "jvp" else _replay_vjp(custom, functions)
+    )
+
+
+def _alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
+    """Return an equation as a function of its inputs."""
+    inputs = list(dict.fromkeys(x for x in eqn.invars if isinstance(x, Var)))
+    jaxpr = Jaxpr((), inputs, eqn.outvars, [eqn])
+
+    def call(*args: Any) -> list[Any]:
+        given = {x: a for x, a in zip(eqn.invars, args, strict=True) if isinstance(x, Var)}
+        return jax.core.eval_jaxpr(jaxpr, (), *(given[x] for x in inputs))
+
+    return call
+
+
+def _jvp(call: Callable[..., list[Any]], types: Sequence[Any]) -> tuple[list[ClosedJaxpr], int]:
+    floats = [i for i, x in enumerate(types) if _is_float(x)]
+
+    def rule(*args: Any) -> list[Any]:
+        primals, tangents = list(args[: len(types)]), iter(args[len(types) :])
+        whole = [next(tangents) if i in floats else _no_tangent(x) for i, x in enumerate(types)]
+        out, out_tangents = jax.jvp(lambda *xs: call(*xs), primals, whole)
+        return [*out, *(t for x, t in zip(out, out_tangents, strict=True) if _is_float(x))]
+
+    return [jax.make_jaxpr(rule)(*types, *(types[i] for i in floats))], 0
+
+
+def _vjp(call: Callable[..., list[Any]], types: Sequence[Any]) -> tuple[list[ClosedJaxpr], int]:
+    floats = [i for i, x in enumerate(types) if _is_float(x)]
+    structure: list[Any] = []
+
+    def forward(*args: Any) -> list[Any]:
+        def of_floats(*chosen: Any) -> list[Any]:
+            values = iter(chosen)
+            out = call(*(next(values) if i in floats else x for i, x in enumerate(args)))
+            return [x for x in out if _is_float(x)]
+
+        _, pull = jax.vjp(of_floats, *(args[i] for i in floats))
+        residuals, tree = jax.tree.flatten(pull)
+        structure.append(tree)
+        return [*call(*args), *residuals]
+
+    traced, shapes = jax.make_jaxpr(forward, return_shape=True)(*types)
+    outputs = len(jax.eval_shape(call, *types))
+    residuals = shapes[outputs:]
+    cotangents = [x for x in shapes[:outputs] if _is_float(x)]
+
+    def backward(*args: Any) -> list[Any]:
+        pull = jax.tree.unflatten(structure[-1], args[: len(residuals)])
+        return list(pull(list(args[len(residuals) :])))
+
+    return [traced, jax.make_jaxpr(backward)(*residuals, *cotangents)], len(residuals)
+
+
+def _replay_jvp(
+    custom: Custom, functions: Callable[[int], Callable[..., list[Any]]]
+) -> Callable[..., list[Any]]:
+    @jax.custom_jvp
+    def function(*args: Any) -> list[Any]:
+        return functions(custom.function)(*args)
+
+    @function.defjvp
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        given = [t for x, t in zip(primals, tangents, strict=True) if _is_float(x)]
+        count = len(jax.eval_shape(functions(custom.function), *primals))
+        found = functions(custom.rules[0])(*primals, *given)
+        out, rest = found[:count], iter(found[count:])
+        return out, [next(rest) if _is_float(x) else _no_tangent(x) for x in out]
+
+    return function
+
+
+def _replay_vjp(
+    custom: Custom, functions: Callable[[int], Callable[..., list[Any]]]
+) -> Callable[..., list[Any]]:
+    @jax.custom_vjp
+    def function(*args: Any) -> list[Any]:
+        return functions(custom.function)(*args)
+
+    def forward(*args: Any) -> tuple[list[Any], Any]:
+        found = functions(custom.rules[0])(*args)
+        count = len(found) - custom.residuals
+        kinds = tuple(_is_float(x) for x in args), tuple(_is_float(x) for x in found[:count])
+        return found[:count], (found[count:], _Kinds(*kinds))
+
+    def backward(saved: Any, cotangents: list[Any]) -> tuple[Any, ...]:
+        residuals, kinds = saved
+        given = [c for c, is_float in zip(cotangents, kinds.outputs, strict=True) if is_float]
+        found = iter(functions(custom.rules[1])(*residuals, *given))
+        return tuple(next(found) if is_float else None for is_float in kinds.inputs)
+
+    function.defvjp(forward, backward)
+    return function
+
+
+@jax.tree_util.register_static
+class _Kinds:
+    """Which inputs and outputs are floats, handed from the forward to the backward pass."""
+
+    def __init__(self, inputs: tuple[bool, ...], outputs: tuple[bool, ...]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kinds) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.inputs, self.outputs))
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype)
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def _no_tangent(x: Any) -> np.ndarray:
+    return np.zeros(x.shape, jax.dtypes.float0)

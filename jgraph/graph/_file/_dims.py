@@ -1,0 +1,203 @@
+"""Sizes of arrays in a graph file: whole numbers, or expressions of symbols such as `2*b + 1`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax.core
+import jax.export
+
+from jgraph._errors import GraphFormatError
+
+Dim: TypeAlias = int | str
+"""As it is in the file."""
+
+_MAX_LENGTH = 300
+_MAX_SIZE = 1 << 40
+_TOKEN = re.compile(r"\s*(\d{1,13}|[A-Za-z_]\w{0,30}|[()+\-*,^])")
+_CALLS: dict[str, Callable[[Any, Any], Any]] = {
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "max": jax.core.max_dim,
+    "min": jax.core.min_dim,
+}
+
+
+def write_dim(size: Any) -> Dim:
+    """Return a size as it is in the file.
+
+    Example:
+        >>> b, = jax.export.symbolic_shape("b")
+        >>> write_dim(2 * b + 1)
+        '2*b + 1'
+    """
+    return str(size) if jax.export.is_symbolic_dim(size) else int(size)
+
+
+def check_dim(size: Any, where: str) -> None:
+    """Raise where a size in a file isn't one.
+
+    Raises:
+        GraphFormatError: it says where.
+    """
+    if isinstance(size, str):
+        symbols_of(size, where)
+    elif isinstance(size, bool) or not isinstance(size, int) or not -_MAX_SIZE <= size <= _MAX_SIZE:
+        raise GraphFormatError(
+            f"{where} must be a size or an expression of sizes, got {size!r:.40}"
+        )
+
+
+def symbols_of(expression: str, where: str) -> set[str]:
+    """Return the symbols of an expression.
+
+    Raises:
+        GraphFormatError: it is none.
+    """
+    found: set[str] = set()
+
+    class Symbols(dict[str, int]):
+        def __missing__(self, name: str) -> int:
+            found.add(name)
+            return 1
+
+    _Parser(expression, Symbols(), where, dry=True).parse()
+    return found
+
+
+def evaluate(size: Dim, symbols: Mapping[str, Any], where: str) -> Any:
+    """Return a size for these values of the symbols, numbers or symbolic sizes of JAX.
+
+    Raises:
+        GraphFormatError: it is no expression, or has another symbol.
+
+    Example:
+        >>> evaluate("floordiv(h, 2) - 1", {"h": 10}, "x")
+        4
+    """
+    return size if isinstance(size, int) else _Parser(size, symbols, where).parse()
+
+
+def solve(size: str, got: Any, known: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Return the one symbol of `k*b` and its value, None where the size is no such multiple.
+
+    Example:
+        >>> solve("32*h", 64, {})
+        ('h', 2)
+    """
+    match = re.fullmatch(r"(?:(\d+)\*)?([A-Za-z_]\w*)", size)
+    if match is None or match[2] in known:
+        return None
+    return match[2], got // int(match[1] or 1)
+
+
+class _Parser:
+    """Evaluates an expression while reading it; there is no other code in it than this."""
+
+    def __init__(
+        self, text: str, symbols: Mapping[str, Any], where: str, *, dry: bool = False
+    ) -> None:
+        self._text, self._symbols, self._where, self._dry = text, symbols, where, dry
+        self._tokens = self._split()
+        self._at = 0
+
+    def parse(self) -> Any:
+        value = self._sum()
+        if self._at != len(self._tokens):
+            raise self._error()
+        return value
+
+    def _split(self) -> list[str]:
+        tokens, at = [], 0
+        while at < len(self._text) and len(self._text) <= _MAX_LENGTH:
+            match = _TOKEN.match(self._text, at)
+            if match is None:
+                raise self._error()
+            tokens.append(match[1])
+            at = match.end()
+        if not tokens:
+            raise self._error()
+        return tokens
+
+    def _sum(self) -> Any:
+        value = self._product()
+        while self._peek() in ("+", "-"):
+            sign = self._take()
+            other = self._product()
+            value = value + other if sign == "+" else value - other
+        return value
+
+    def _product(self) -> Any:
+        value = self._power()
+        while self._peek() == "*":
+            self._take()
+            value = value * self._power()
+        return value
+
+    def _power(self) -> Any:
+        value = self._atom()
+        if self._peek() == "^":
+            self._take()
+            exponent = self._take()
+            if not (exponent.isdigit() and int(exponent) <= 8):
+                raise self._error()
+            value = value ** int(exponent)
+        return value
+
+    def _atom(self) -> Any:
+        token = self._take()
+        if token.isdigit():
+            return int(token)
+        if token == "-":
+            return -self._power()
+        if token == "(":
+            value = self._sum()
+            self._expect(")")
+            return value
+        if token in _CALLS and self._peek() == "(":
+            return self._call(_CALLS[token])
+        if token.isidentifier():
+            try:
+                return self._symbols[token]
+            except KeyError:
+                raise GraphFormatError(
+                    f"{self._where} has the size {self._text!r}, and no input has the symbol "
+                    f"{token!r}"
+                ) from None
+        raise self._error()
+
+    def _call(self, function: Callable[[Any, Any], Any]) -> Any:
+        self._expect("(")
+        first = self._sum()
+        self._expect(",")
+        second = self._sum()
+        self._expect(")")
+        if self._dry:
+            return 1
+        try:
+            return function(first, second)
+        except ZeroDivisionError:
+            raise self._error() from None
+
+    def _peek(self) -> str | None:
+        return self._tokens[self._at] if self._at < len(self._tokens) else None
+
+    def _take(self) -> str:
+        token = self._peek()
+        if token is None:
+            raise self._error()
+        self._at += 1
+        return token
+
+    def _expect(self, token: str) -> None:
+        if self._take() != token:
+            raise self._error()
+
+    def _error(self) -> GraphFormatError:
+        return GraphFormatError(
+            f"{self._where} must be a size or an expression of sizes such as '2*b + 1', got "
+            f"{self._text!r:.60}"
+        )

@@ -1,0 +1,117 @@
+"""Products of arrays: matrix products, convolutions, transforms, and the algebra built on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from jgraph.graph._file._kinds import BOOL, DIMS, DTYPE, INT, INTS, PRECISION, listed, optional
+from jgraph.graph._file._table import operation
+
+_PRECISIONS = optional(listed(PRECISION))
+
+
+def _dot_params(eqn: JaxprEqn) -> dict[str, Any]:
+    (contract, batch) = eqn.params["dimension_numbers"]
+    return {
+        "contract": contract,
+        "batch": batch,
+        "precision": _pair(eqn.params["precision"]),
+        "preferred_element_type": eqn.params["preferred_element_type"],
+    }
+
+
+def _pair(precision: Any) -> Any:
+    if precision is None or isinstance(precision, tuple):
+        return precision
+    if isinstance(precision, lax.Precision):
+        return precision, precision
+    raise NotImplementedError(f"the precision {precision}")
+
+
+def _dot(
+    a: jax.Array,
+    b: jax.Array,
+    contract: Any,
+    batch: Any,
+    precision: Any,
+    preferred_element_type: Any,
+) -> jax.Array:
+    return lax.dot_general(
+        a,
+        b,
+        (contract, batch),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def _conv_params(eqn: JaxprEqn) -> dict[str, Any]:
+    numbers = eqn.params["dimension_numbers"]
+    same = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "preferred_element_type")
+    groups = ("feature_group_count", "batch_group_count")
+    return {
+        **{name: eqn.params[name] for name in (*same, *groups)},
+        "dimension_numbers": (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec),
+        "precision": _pair(eqn.params["precision"]),
+    }
+
+
+def _conv(a: jax.Array, b: jax.Array, dimension_numbers: Any, **params: Any) -> jax.Array:
+    return lax.conv_general_dilated(
+        a, b, dimension_numbers=lax.ConvDimensionNumbers(*dimension_numbers), **params
+    )
+
+
+operation(
+    "dot_general",
+    2,
+    _dot,
+    {
+        "contract": listed(INTS),
+        "batch": listed(INTS),
+        "precision": _PRECISIONS,
+        "preferred_element_type": optional(DTYPE),
+    },
+    params=_dot_params,
+    known=("dimension_numbers",),
+)
+operation(
+    "conv_general_dilated",
+    2,
+    _conv,
+    {
+        "window_strides": INTS,
+        "padding": listed(DIMS),
+        "lhs_dilation": INTS,
+        "rhs_dilation": INTS,
+        "feature_group_count": INT,
+        "batch_group_count": INT,
+        "dimension_numbers": listed(INTS),
+        "precision": _PRECISIONS,
+        "preferred_element_type": optional(DTYPE),
+    },
+    params=_conv_params,
+)
+operation(
+    "cholesky",
+    1,
+    lambda x: lax.linalg.cholesky(x, symmetrize_input=False),
+    known=("symmetrize_input",),
+)
+operation(
+    "triangular_solve",
+    2,
+    lambda a, b, **params: lax.linalg.triangular_solve(a, b, **params),
+    {
+        "left_side": BOOL,
+        "lower": BOOL,
+        "transpose_a": BOOL,
+        "conjugate_a": BOOL,
+        "unit_diagonal": BOOL,
+    },
+)
+operation("lu", 1, lambda x: list(lax.linalg.lu(x)), outputs=3)
