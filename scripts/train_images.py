@@ -140,21 +140,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="train_images",
         usage="%(prog)s [DATA] [--steps N] [--strategy NAME] [...] (--help tells all)",
         description="Train a network on a folder of pictures.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("data", nargs="?", metavar="DATA", help="CLASS/NAME.jpg; or train/ with val/ and test/")
-    add("--model", default="efficientnet_lite0", help=f"one of {', '.join(jg.models.names())}")
-    add("--weights", default="pretrained", help="a file, pretrained, or none to start anew")
-    add("--steps", type=int, default=100, help="optimizer steps at most")
-    add("--strategy", default="auto", help=f"where: {', '.join(jg.distribute.names())}")
-    add("--batch-size", type=int, default=32, help="pictures per step, over all devices")
-    add("--image-size", type=int, help="side the network sees, in pixels; else its own")
-    add("--freeze", action="append", default=[], metavar="GLOB", help="parts that stay as they are")
-    add("--learning-rate", type=float, default=1e-3, help="at its peak")
-    add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
-    add("--seed", type=int, default=0, help="of every draw")
+
+    def value(name: str, kind: type, default: Any, help: str) -> None:
+        add(name, type=kind, default=default, metavar="X", help=f"{help} (default: {default})")
+
+    add("data", nargs="?", metavar="DATA", help="CLASS/NAME.jpg, or train/ with val/ and test/")
     add("--out", type=Path, metavar="DIR", help="for log.csv, config.json, weights.safetensors")
+    add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
+    add("--freeze", action="append", default=[], metavar="GLOB", help="parts that stay as they are")
+    add("--image-size", type=int, metavar="PX", help="side the network sees; left out: its own")
+    value("--strategy", str, "auto", f"where: {', '.join(jg.distribute.names())}")
+    value("--model", str, "efficientnet_lite0", f"one of {', '.join(jg.models.names())}")
+    value("--weights", str, "pretrained", "a file, pretrained, or none to start anew")
+    value("--steps", int, 100, "optimizer steps at most")
+    value("--batch-size", int, 32, "pictures per step, over all devices")
+    value("--learning-rate", float, 1e-3, "at its peak")
+    value("--seed", int, 0, "of every draw")
     return parser.parse_args(argv)
 
 

@@ -119,7 +119,7 @@ def train(args: argparse.Namespace) -> None:
     """Train, then print and write what came of it."""
     config = jg.models.GPTConfig(256, args.context, args.width, args.depth, args.heads)
     strategy = jg.distribute.create(args.strategy)
-    sources = [Path(next(iter(part.__path__))) for part in (jg, jg.losses, jg.models)]
+    sources = [Path(part.__path__[0]) for part in (jg, jg.losses, jg.models)]
     text = read_text(args.text or sources)
     cut = len(text) * 9 // 10
     training = Windows(text[:cut], args.context, args.batch_size, shuffle=True)
@@ -164,24 +164,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="train_lm",
         usage="%(prog)s [TEXT ...] [--steps N] [--strategy NAME] [...] (--help tells all)",
         description="Train a small GPT on text files, bytes as tokens.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+
+    def value(name: str, kind: type, default: Any, help: str) -> None:
+        add(name, type=kind, default=default, metavar="X", help=f"{help} (default: {default})")
+
     add("text", nargs="*", type=Path, metavar="TEXT", help="files, folders; else jgraph's sources")
-    add("--steps", type=int, default=200, help="optimizer steps")
-    add("--strategy", default="auto", help=f"where: {', '.join(jg.distribute.names())}")
-    add("--batch-size", type=int, default=16, help="sequences per step, over all devices")
-    add("--context", type=int, default=128, help="bytes the model sees at once")
-    add("--width", type=int, default=128, help="length of a byte's features")
-    add("--depth", type=int, default=4, help="number of blocks")
-    add("--heads", type=int, default=4, help="attention heads of a block")
-    add("--learning-rate", type=float, default=2e-3, help="at its peak")
-    add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
-    add("--accumulate", type=int, default=1, help="parts a batch is cut into, to need less memory")
-    add("--steps-per-call", type=int, default=1, help="steps the device takes on its own")
-    add("--sample", type=int, default=200, help="bytes to make up at the end")
-    add("--seed", type=int, default=0, help="of the first weights and the sample")
     add("--out", type=Path, metavar="DIR", help="for log.csv, config.json, weights.safetensors")
+    add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
+    value("--strategy", str, "auto", f"where: {', '.join(jg.distribute.names())}")
+    value("--steps", int, 200, "optimizer steps")
+    value("--batch-size", int, 16, "sequences per step, over all devices")
+    value("--context", int, 128, "bytes the model sees at once")
+    value("--width", int, 128, "length of a byte's features")
+    value("--depth", int, 4, "number of blocks")
+    value("--heads", int, 4, "attention heads of a block")
+    value("--learning-rate", float, 2e-3, "at its peak")
+    value("--accumulate", int, 1, "parts a batch is cut into, to need less memory")
+    value("--steps-per-call", int, 1, "steps the devices take on their own")
+    value("--sample", int, 200, "bytes to make up at the end")
+    value("--seed", int, 0, "of the first weights and the sample")
     return parser.parse_args(argv)
 
 

@@ -89,7 +89,7 @@ class FSDP(Strategy):
 
     def _tensor_axis(self, path: str, shape: tuple[int, ...]) -> int | None:
         for glob, axis in self._rules.items():
-            if not (fnmatchcase(path, glob) or fnmatchcase(path, f"*.{glob}")):
+            if not (fnmatchcase(f".{path}", glob) or fnmatchcase(f".{path}", f"*.{glob}")):
                 continue
             parts = self.mesh.shape[TENSOR]
             if not -len(shape) <= axis < len(shape) or shape[axis] % parts:

@@ -86,7 +86,8 @@ class Pmap(Strategy):
         traced = jax.make_jaxpr(replica, axis_env=[(DATA, self.num_devices)])(*of_state, *shapes)
         merged = varying_outputs(traced.jaxpr, DATA, is_split)
         if any(merged):
-            whole = jax.eval_shape(body, *state, *arrays)
+            types = [*of_state, *(_shape(x, None) for x in arrays)]
+            whole = jax.make_jaxpr(body, axis_env=[(DATA, self.num_devices)])(*types).out_avals
             _check_outputs(outputs(), traced.out_avals, merged, whole, self.num_devices)
 
         def mapped(state: list[Any], parts: list[Any]) -> list[Any]:

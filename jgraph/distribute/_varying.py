@@ -14,7 +14,12 @@ _REDUCTIONS = frozenset(
     {"psum", "psum_invariant", "psum2", "pmax", "pmin", "all_gather", "all_gather_invariant"}
 )
 # Their result differs even where their input doesn't.
-_SCATTERS = frozenset({"axis_index", "psum_scatter", "reduce_scatter"})
+_SCATTERS = frozenset(
+    {
+        *("axis_index", "psum_scatter", "reduce_scatter"),
+        *("ppermute", "pshuffle", "all_to_all", "ragged_all_to_all"),
+    }
+)
 
 
 def varying_outputs(jaxpr: Jaxpr, axis: str, varying: Sequence[bool]) -> list[bool]:

@@ -211,18 +211,17 @@ class Program:
         values = jax.tree.unflatten(plan.values, outputs[plan.num_results :])
         if plan.structure is not None:
             return result, [leaves[i] for i in self.donated], {plan: values}
-        new = {
-            i: self._placed(self.interface.paths[i], value)
-            for i, value in zip(plan.changed, values, strict=True)
-        }
+        new = {i: self._placed(i, value) for i, value in zip(plan.changed, values, strict=True)}
         always = [new.get(i, leaves[i]) for i in self.donated]
         others = [new[i] for i in self._written(plan)]
         return result, always, {plan: others}
 
-    def _placed(self, path: str, value: Any) -> Any:
-        strategy = self._strategy
+    def _placed(self, leaf: int, value: Any) -> Any:
+        strategy, face = self._strategy, self.interface
         if strategy is None:
             return value
+        # Within its object, as `strategy.put(model)` has named it.
+        path = face.paths[leaf].removeprefix(face.labels[face.roots[leaf]])
         return jax.tree.map_with_path(lambda p, x: strategy.placed(path + tree_path(p), x), value)
 
     def _written(self, plan: Plan) -> list[int]:

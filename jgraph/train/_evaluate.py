@@ -167,9 +167,12 @@ def _put(
 ) -> tuple[Leaves, Leaves]:
     if strategy is None:
         return params, rest
-    groups = (binding.params.names, params), (binding.rest.names, rest)
-    placed = [strategy.put(dict(zip(names, leaves, strict=True))) for names, leaves in groups]
-    return tuple(placed[0].values()), tuple(placed[1].values())
+
+    def put_by_name(names: tuple[str, ...], leaves: Leaves) -> Leaves:
+        placed = strategy.put(dict(zip(names, leaves, strict=True)))
+        return tuple(placed[name] for name in names)  # a pytree's dict comes back sorted
+
+    return put_by_name(binding.params.names, params), put_by_name(binding.rest.names, rest)
 
 
 def _compiled(

@@ -36,7 +36,8 @@ def rest_modules(model: nnx.Module, globs: Sequence[str]) -> None:
     Raises:
         InputError: a glob matches no module and no Variable.
     """
-    paths = [path for path, _ in nnx.iter_graph(model, graph=True) if path]
+    parts = (nnx.Pytree, nnx.Variable)
+    paths = [p for p, x in nnx.iter_graph(model, graph=True) if p and isinstance(x, parts)]
     for glob in globs:
         if not any(is_within(path, [glob]) for path in paths):
             names = list(dict.fromkeys(map(dotted, paths)))

@@ -20,8 +20,8 @@ class TrainSpec:
         max_steps: number of optimizer steps, at least 1.
         log_every: steps per logged window, at least 1.
         accumulate: microbatches per step, at least 1: a batch is cut into so many parts, whose
-            gradients add up to the batch's. BatchNorm sees each part by itself. Weights of Means
-            are taken as constants.
+            gradients add up to the batch's. BatchNorm sees each part by itself (under Pmap each
+            replica cuts its own rows). Weights of Means are taken as constants.
         steps_per_call: steps that one call to the device runs, at least 1, for steps so short
             that calling them takes the time. It must divide `log_every` and the evaluations'
             `every_steps`.

@@ -279,7 +279,8 @@ def make_step(
         accumulate: microbatches per step; their gradients add up to the batch's.
         average: decay of a moving average of the trained Params, such as 0.999; None keeps none.
         compute_dtype: what modules without a `dtype` of their own compute in, such as
-            `jax.numpy.bfloat16`; the state stays as it is.
+            `jax.numpy.bfloat16`; the state stays as it is. Flax's BatchNorm mixes both types, so
+            that it needs JAX's standard promotion.
 
     Returns:
         The step: `step(batch)` trains, `step.model` is the model with the state it has by then.

@@ -16,6 +16,8 @@ from jaxtyping import Array
 
 import jgraph as jg
 
+pytestmark = pytest.mark.slow
+
 Strategy = jg.distribute.Strategy
 MANY = {
     "DataParallel": jg.distribute.DataParallel,

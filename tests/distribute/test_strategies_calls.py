@@ -13,6 +13,8 @@ import jgraph as jg
 from jgraph.distribute import OneDevice, Strategy
 from jgraph.losses import Mean, mean
 
+pytestmark = pytest.mark.slow
+
 
 def run(
     task: Any, strategy: Strategy, sizes: tuple[int, ...], loss: Any = None, **spec: Any

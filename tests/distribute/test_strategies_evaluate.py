@@ -100,3 +100,22 @@ def test_a_scalar_prediction_is_refused(strategy: Strategy) -> None:
         jg.predict(
             model, lambda m, x: m(x).mean(), [np.ones((8, 2), np.float32)], strategy=strategy
         )
+
+
+def test_each_of_many_parts_keeps_its_weights(strategy: Any) -> None:
+    class Tower(nnx.Module):
+        def __init__(self) -> None:
+            constant = nnx.initializers.constant
+            self.blocks = nnx.List(
+                [
+                    nnx.Linear(1, 1, kernel_init=constant(float(i)), rngs=nnx.Rngs(0))
+                    for i in range(12)
+                ]
+            )
+
+        def __call__(self, x: Any) -> Any:
+            return jnp.stack([block(x)[:, 0] for block in self.blocks], axis=-1)
+
+    rows = [np.ones((8, 1), np.float32)]
+    found = jg.predict(Tower(), lambda model, x: model(x), rows, strategy=strategy)
+    np.testing.assert_array_equal(found, np.tile(np.arange(12.0), (8, 1)))

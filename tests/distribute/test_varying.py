@@ -58,6 +58,8 @@ def test_a_reduction_over_the_axis_is_the_same(name: str) -> None:
 DIFFERENT = {
     "axis_index": lambda x: lax.axis_index(AXIS) + x.astype(jnp.int32),
     "psum_scatter": lambda x: lax.psum_scatter(x, AXIS, tiled=True),
+    "ppermute": lambda x: lax.ppermute(x, AXIS, [(0, 1)]),
+    "all_to_all": lambda x: lax.all_to_all(x.reshape(4, -1), AXIS, 0, 0),
     "after a reduction": lambda x: lax.psum(x, AXIS) + lax.axis_index(AXIS).astype(x.dtype),
 }
 

@@ -65,6 +65,7 @@ def test_kept_weights_are_those_of_the_unfrozen_stages(unfreeze, parts, big, mon
     assert float(tuned[-1][4]) == pytest.approx(run.metrics["loss"], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["data_parallel", "fsdp", "pmap"])
 def test_every_strategy_trains_what_one_device_does(strategy, big, monkeypatch):
     decide(monkeypatch, math.inf)

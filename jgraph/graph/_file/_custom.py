@@ -9,7 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from jgraph.graph._file._document import Custom
 
@@ -57,11 +57,13 @@ def replay(
 def _alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
     """Return an equation as a function of its inputs."""
     inputs = list(dict.fromkeys(x for x in eqn.invars if isinstance(x, Var)))
-    jaxpr = Jaxpr((), inputs, eqn.outvars, [eqn])
+    # A program of as many inputs, whose equations are then this one.
+    other = jax.make_jaxpr(lambda *xs: xs)(*map(_struct, inputs)).jaxpr
+    program = other.replace(invars=inputs, outvars=eqn.outvars, eqns=[eqn])
 
     def call(*args: Any) -> list[Any]:
         given = {x: a for x, a in zip(eqn.invars, args, strict=True) if isinstance(x, Var)}
-        return jax.core.eval_jaxpr(jaxpr, (), *(given[x] for x in inputs))
+        return jax.core.eval_jaxpr(program, (), *(given[x] for x in inputs))
 
     return call
 
