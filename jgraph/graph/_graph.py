@@ -413,7 +413,7 @@ class Graph:
                 raise InputError(
                     f"{name} must have the structure {self!r} was traced with, {wanted}; got {came}"
                 )
-        self._traced.check(self.input_paths, jax.tree.leaves(given))
+        self._traced.check(self, self.input_paths, jax.tree.leaves(given))
 
     def _outcome(self, leaves: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         plan = self._traced.plan

@@ -81,7 +81,7 @@ class Traced(NamedTuple):
         """Run it on inputs of these types."""
         return jax.core.eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *flat)
 
-    def check(self, paths: Sequence[str], flat: Sequence[Any]) -> None:
+    def check(self, owner: object, paths: Sequence[str], flat: Sequence[Any]) -> None:
         """Raise where inputs aren't of the types it takes.
 
         Raises:
@@ -90,7 +90,7 @@ class Traced(NamedTuple):
         for path, aval, x in zip(paths, self.avals, flat, strict=True):
             if type_text(x) != type_text(aval):
                 raise InputError(
-                    f"{path} must be {type_text(aval)} as the graph was traced, got "
+                    f"{path} must be {type_text(aval)} as {owner!r} was traced, got "
                     f"{type_text(x)}; trace another graph for it"
                 )
 

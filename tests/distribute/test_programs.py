@@ -32,11 +32,8 @@ STRATEGIES = {
 }
 
 
-# FSDP's programs are DataParallel's, and the loop's own tests run it under each strategy.
-SLOW = {(program, "FSDP") for program in PROGRAMS} | {
-    ("Distillation", "DataParallel"),
-    ("Several tasks", "DataParallel"),
-}
+# Pmap's are the ones that could differ; the loop's own tests run it under each strategy.
+SLOW = {(program, name) for program in PROGRAMS for name in ("DataParallel", "FSDP")}
 CASES = [
     pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ())
     for case in itertools.product(PROGRAMS, STRATEGIES)
