@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jgraph import losses as losses
     from jgraph import models as models
     from jgraph import train as train
+    from jgraph._errors import GraphFormatError as GraphFormatError
     from jgraph._errors import InputError as InputError
     from jgraph._errors import PictureError as PictureError
     from jgraph._errors import RetraceError as RetraceError
@@ -36,6 +37,7 @@ _MODULES = ("data", "distribute", "graph", "hub", "losses", "models", "train")
 _ATTRIBUTES = {
     "EvalSpec": "jgraph.train",
     "Graph": "jgraph.graph",
+    "GraphFormatError": "jgraph._errors",
     "InputError": "jgraph._errors",
     "PictureError": "jgraph._errors",
     "RetraceError": "jgraph._errors",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import stat
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -13,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -22,8 +26,25 @@ from jgraph._errors import GraphFormatError, InputError
 GRAPH = "graph.json"
 STATE = "state.safetensors"
 
-_MAX_GRAPH_BYTES = 32 << 20
+_DTYPES = {
+    "BOOL": np.dtype(bool),
+    **{
+        f"{kind}{bits}": np.dtype(f"{name}{bits}")
+        for kind, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "C64": np.dtype("complex64"),
+    "BF16": jnp.dtype("bfloat16"),
+    "F8_E4M3": jnp.dtype("float8_e4m3fn"),
+    "F8_E5M2": jnp.dtype("float8_e5m2"),
+}
+
+_MAX_GRAPH_BYTES = 8 << 20
+_MAX_CONTAINERS = 400_000  # what makes JSON take most memory for its length
+_MAX_DEPTH = 120
 _MAX_RATIO = 200
+_MAX_DIRECTORY = 1 << 16
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same graph is the same file
 
 
@@ -65,20 +86,48 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[Any, dict[str, np.ndarra
         GraphFormatError: it is no graph file, or a damaged one.
         OSError: it can't be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(archive)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
-        raise GraphFormatError(
-            f"{path} must be a graph file, and is none or damaged: {error}"
-        ) from error
-    except (ValueError, RuntimeError, RecursionError, OverflowError) as error:
-        if isinstance(error, GraphFormatError):
-            raise GraphFormatError(f"{path}: {error}") from None
-        raise GraphFormatError(f"{path} must be a graph file, and is damaged: {error}") from error
+    path = os.fspath(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a pipe would wait
+        raise GraphFormatError(f"{path} must be a graph file, and isn't a file at all")
+    with _Bounded(io.FileIO(path)) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                file.most = sys.maxsize
+                return _read(archive, os.fstat(file.fileno()).st_size)
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+            raise GraphFormatError(
+                f"{path} must be a graph file, and is none or damaged: {error}"
+            ) from error
+        except (ValueError, RuntimeError, OverflowError) as error:
+            if isinstance(error, GraphFormatError):
+                raise GraphFormatError(f"{path}: {error}") from None
+            raise GraphFormatError(
+                f"{path} must be a graph file, and is damaged: {error}"
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place in the file that can't be
+                raise
+            raise GraphFormatError(f"{path} must be a graph file, and is damaged") from error
 
 
-def _read(archive: zipfile.ZipFile) -> tuple[Any, dict[str, np.ndarray]]:
+class _Bounded(io.BufferedReader):
+    """A file of which no more than `most` bytes are read at once.
+
+    A zip's directory is read whole, and could be of millions of entries.
+    """
+
+    most = _MAX_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise GraphFormatError(
+                f"a graph file must hold {GRAPH} and perhaps {STATE}, and its directory is of "
+                f"{size} bytes"
+            )
+        return super().read(size)
+
+
+def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndarray]]:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if names not in ([GRAPH], [GRAPH, STATE]):
@@ -86,23 +135,53 @@ def _read(archive: zipfile.ZipFile) -> tuple[Any, dict[str, np.ndarray]]:
             f"a graph file must hold {GRAPH} and perhaps {STATE}, got "
             f"{', '.join(names[:4]) or 'nothing'}"
         )
+    for entry in entries:
+        if entry.compress_size > length:
+            raise GraphFormatError(f"{entry.filename} is longer than the file")
+        # Other compressions unpack without a bound.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise GraphFormatError(f"{entry.filename} must be deflated or stored as it is")
     size, packed = entries[0].file_size, entries[0].compress_size
-    if size > _MAX_GRAPH_BYTES or size > _MAX_RATIO * max(packed, 1):
-        raise GraphFormatError(f"{GRAPH} must be at most {_MAX_GRAPH_BYTES} bytes, got {size}")
-    data = json.loads(
-        _bytes(archive, entries[0], _MAX_GRAPH_BYTES),
-        object_pairs_hook=_without_duplicates,
-        parse_constant=_no_constant,
-    )
+    most = min(_MAX_GRAPH_BYTES, _MAX_RATIO * max(packed, 1))
+    if size > most:
+        raise GraphFormatError(
+            f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
+            f"{size}"
+        )
+    data = _parse(_bytes(archive, entries[0], _MAX_GRAPH_BYTES))
     if len(entries) == 1:
         return data, {}
     if entries[1].compress_type != zipfile.ZIP_STORED:
         raise GraphFormatError(f"{STATE} must be stored as it is, got a compressed one")
     try:
-        tensors = safetensors.numpy.load(_bytes(archive, entries[1], entries[1].compress_size))
+        tensors = _tensors(_bytes(archive, entries[1], entries[1].compress_size))
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise GraphFormatError(f"{STATE} is damaged: {error}") from error
     return data, tensors
+
+
+def _parse(text: bytes) -> Any:
+    containers = text.count(b"[") + text.count(b"{")
+    if containers > _MAX_CONTAINERS:
+        raise GraphFormatError(
+            f"{GRAPH} must have at most {_MAX_CONTAINERS} lists and objects, got {containers}"
+        )
+    data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        parents = [x for x in level if isinstance(x, (dict, list))]
+        level = [y for x in parents for y in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return data
+    raise GraphFormatError(f"{GRAPH} must be nested at most {_MAX_DEPTH} deep")
+
+
+def _tensors(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays; safetensors' own reader for numpy lacks the types that JAX adds to it."""
+    return {
+        name: np.frombuffer(found["data"], _DTYPES[found["dtype"]]).reshape(found["shape"])
+        for name, found in safetensors.deserialize(data)
+    }
 
 
 def _bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:

@@ -12,11 +12,14 @@ from jgraph.graph._file._dims import check_dim, symbols_of
 from jgraph.graph._file._document import FORMAT, Body, Custom, Document, Input, Place, Ref, Step
 from jgraph.graph._file._kinds import DTYPE, functions_in
 from jgraph.graph._file._table import OPSET, TABLE
-from jgraph.graph._file._values import check_number
+from jgraph.graph._file._values import check_scalar
 
 _MAX_ITEMS = 200_000
 _MAX_TEXT = 4096
 _MAX_STEPS = 2_000_000
+_FREE_STEPS = 100_000  # that functions which call each other may come to, however short the file
+_LOOP = 30  # what tracing a loop costs, in operations
+_MAX_SYMBOLS = 32
 _MAX_DEPTH = 64
 _CONSTRAINT = re.compile(r"(.+?) (==|>=|<=) (.+)")
 
@@ -128,8 +131,8 @@ def _count(
 def _ref(data: Any, where: str, values: int) -> Ref:
     if isinstance(data, Mapping):
         _exactly(data, {"c", "t"}, where)
-        check_number(data["c"], f"{where}.c")
         DTYPE.check(data["t"], f"{where}.t")
+        check_scalar(data["c"], data["t"], f"{where}.c")
         return dict(data)
     if isinstance(data, bool) or not isinstance(data, int) or not 0 <= data < values:
         raise GraphFormatError(
@@ -152,21 +155,42 @@ def _check_customs(document: Document) -> None:
     for i, custom in enumerate(document.customs):
         for number in (custom.function, *custom.rules):
             _whole(number, f"customs[{i}]", most=len(document.functions) - 2)
+    # A rule may use the function whose derivative it is, but no function may use itself.
+    for number, body in enumerate(document.functions):
+        for i, step in enumerate(body.steps):
+            if step.op == "custom":
+                custom = document.customs[step.params["custom"]]
+                where = f"functions[{number}].steps[{i}] calls function"
+                _whole(custom.function, where, most=number - 1)
 
 
 def _check_size(document: Document) -> None:
     """Refuse a file whose functions call each other so often that running it would never end."""
     cost: list[int] = []
     depth: list[int] = []
+    written = sum(len(body.steps) for body in document.functions)
+    most = min(_FREE_STEPS + 20 * written, _MAX_STEPS)
     for number, body in enumerate(document.functions):
-        called = [f for step in body.steps for f in _called(document, step) if f < number]
-        cost.append(len(body.steps) + sum(cost[f] for f in called))
-        depth.append(1 + max((depth[f] for f in called), default=0))
-        if cost[-1] > _MAX_STEPS or depth[-1] > _MAX_DEPTH:
+        total, deepest = 0, 0
+        for step in body.steps:
+            called = [f for f in _called(document, step) if f < number]
+            own = _LOOP if step.op in ("scan", "while") else 1
+            total += own + _copies(step) * sum(cost[f] for f in called)
+            deepest = max(deepest, *(depth[f] for f in called), 0)
+        cost.append(total)
+        depth.append(1 + deepest)
+        if total > most or depth[-1] > _MAX_DEPTH:
             raise GraphFormatError(
-                f"functions[{number}] must come to at most {_MAX_STEPS} operations, {_MAX_DEPTH} "
-                f"deep, got {cost[-1]} and {depth[-1]}"
+                f"functions[{number}] must come to at most {most} operations, {_MAX_DEPTH} "
+                f"deep, got {total} and {depth[-1]}"
             )
+
+
+def _copies(step: Step) -> int:
+    """Return how often an operation's functions are repeated when it is compiled."""
+    if step.op != "scan":
+        return 1
+    return max(min(step.params["unroll"], step.params["length"]), 1)
 
 
 def _called(document: Document, step: Step) -> list[int]:
@@ -183,6 +207,9 @@ def _check_symbols(document: Document) -> None:
         for size in x.shape:
             if isinstance(size, str):
                 known |= symbols_of(size, f"inputs[{i}]")
+    for what, count in (("symbols", len(known)), ("constraints", len(document.constraints))):
+        if count > _MAX_SYMBOLS:
+            raise GraphFormatError(f"inputs must have at most {_MAX_SYMBOLS} {what}, got {count}")
     for text in document.constraints:
         match = _CONSTRAINT.fullmatch(text)
         assert match is not None, "checked when it was read"
@@ -216,6 +243,8 @@ def _input(data: Any, where: str) -> Input:
         raise GraphFormatError(f"{where}.shape must have at most 32 axes, got {len(sizes)}")
     for size in sizes:
         check_dim(size, f"{where}.shape")
+        if isinstance(size, int) and size < 0:
+            raise GraphFormatError(f"{where}.shape must have sizes from 0 up, got {size}")
     DTYPE.check(dtype, f"{where}.dtype")
     return Input(tuple(sizes), dtype)
 
@@ -259,6 +288,8 @@ def _whole(data: Any, where: str, least: int = 0, most: int = 1 << 31) -> int:
 def _text(data: Any, where: str) -> str:
     if not isinstance(data, str) or len(data) > _MAX_TEXT:
         raise GraphFormatError(f"{where} must be a text of at most {_MAX_TEXT} characters")
+    if any("\ud800" <= c <= "\udfff" for c in data):
+        raise GraphFormatError(f"{where} must be a text, and has half of a character: {data!a:.40}")
     return data
 
 

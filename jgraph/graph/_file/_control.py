@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jgraph.graph._file._kinds import BOOL, FUNCTION, INT, listed
+from jgraph.graph._file._kinds import BOOL, COUNT, FUNCTION, listed
 from jgraph.graph._file._table import operation
 from jgraph.graph._jaxpr import bodies_of, shape_of
 
@@ -33,6 +33,7 @@ def _scan(
     reverse: bool,
     unroll: int,
 ) -> list[Any]:
+    _check_inputs(args, consts + carry)
     fixed, first, rows = args[:consts], args[consts : consts + carry], args[consts + carry :]
 
     def step(state: list[Any], row: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
@@ -41,6 +42,11 @@ def _scan(
 
     last, stacked = lax.scan(step, list(first), rows, length=length, reverse=reverse, unroll=unroll)
     return [*last, *stacked]
+
+
+def _check_inputs(args: Sequence[Any], least: int) -> None:
+    if len(args) < least:
+        raise ValueError(f"it must have at least {least} inputs, got {len(args)}")
 
 
 def _scan_params(eqn: JaxprEqn) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def _scan_params(eqn: JaxprEqn) -> dict[str, Any]:
 def _while(
     *args: Any, test: _Function, function: _Function, test_consts: int, consts: int
 ) -> list[Any]:
+    _check_inputs(args, test_consts + consts)
     of_test = args[:test_consts]
     fixed = args[test_consts : test_consts + consts]
     return lax.while_loop(
@@ -118,11 +125,11 @@ operation(
     _scan,
     {
         "function": FUNCTION,
-        "consts": INT,
-        "carry": INT,
-        "length": INT,
+        "consts": COUNT,
+        "carry": COUNT,
+        "length": COUNT,
         "reverse": BOOL,
-        "unroll": INT,
+        "unroll": COUNT,
     },
     params=_scan_params,
     known=("jaxpr", "num_consts", "num_carry", "ft_in", "ft_out", "linear", "_split_transpose"),
@@ -132,7 +139,7 @@ operation(
     "while",
     None,
     _while,
-    {"test": FUNCTION, "function": FUNCTION, "test_consts": INT, "consts": INT},
+    {"test": FUNCTION, "function": FUNCTION, "test_consts": COUNT, "consts": COUNT},
     params=_while_params,
     known=("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts"),
     outputs=None,

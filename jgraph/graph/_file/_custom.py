@@ -9,9 +9,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
+from jgraph._errors import GraphFormatError
 from jgraph.graph._file._document import Custom
+from jgraph.graph._jaxpr import open_jaxpr
 
 if TYPE_CHECKING:
     from jgraph.graph._file._write import ProgramWriter
@@ -27,22 +29,36 @@ def write(writer: ProgramWriter, eqn: JaxprEqn) -> int:
     """Write a function with its derivative, once, and return its number among the customs.
 
     The rule is found by differentiating the equation itself. A rule may call its own function
-    again, which is then the same number.
+    again, which is then the same number: functions are the same where they and their rules are,
+    for functions that compute the same may have different rules.
     """
     kind = PRIMITIVES[eqn.primitive.name]
     body = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "fun_jaxpr"]
-    key = kind, str(body), tuple(str(x.aval) for x in eqn.invars)
+    call, types = _alone(eqn), [_struct(x) for x in eqn.invars]
+    rules, residuals = (_jvp if kind == "jvp" else _vjp)(call, types)
+    key = kind, *(x for program in (body, *rules) for x in (str(program), *_constants(program)))
     number = writer.custom_numbers.get(key)
     if number is not None:
         return number
     number = writer.custom_numbers[key] = len(writer.customs)
+    writer.customs.append(Custom(kind, 0, [], 0))  # what it calls may refer to it
     function = writer.function(body)
-    writer.customs.append(Custom(kind, function, [], 0))  # its rules may refer to it
-    call, types = _alone(eqn), [_struct(x) for x in eqn.invars]
-    rules, residuals = (_jvp if kind == "jvp" else _vjp)(call, types)
     numbers = [writer.function(rule) for rule in rules]
     writer.customs[number] = Custom(kind, function, numbers, residuals)
     return number
+
+
+def _constants(program: Any) -> list[bytes]:
+    """Return the constants of a program and those inside it, which its text leaves out."""
+    found = [np.asarray(x).tobytes() for x in getattr(program, "consts", ())]
+    for eqn in open_jaxpr(program).eqns:
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
+            found += _constants(value) if _is_program(value) else ()
+    return found
+
+
+def _is_program(x: Any) -> bool:
+    return isinstance(x, (ClosedJaxpr, Jaxpr))
 
 
 def replay(
@@ -117,8 +133,10 @@ def _replay_jvp(
     @function.defjvp
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         given = [t for x, t in zip(primals, tangents, strict=True) if _is_float(x)]
-        count = len(jax.eval_shape(functions(custom.function), *primals))
+        types = jax.eval_shape(functions(custom.function), *primals)
+        count = len(types)
         found = functions(custom.rules[0])(*primals, *given)
+        _check_types(custom.rules[0], found, [*types, *filter(_is_float, types)])
         out, rest = found[:count], iter(found[count:])
         return out, [next(rest) if _is_float(x) else _no_tangent(x) for x in out]
 
@@ -134,14 +152,19 @@ def _replay_vjp(
 
     def forward(*args: Any) -> tuple[list[Any], Any]:
         found = functions(custom.rules[0])(*args)
-        count = len(found) - custom.residuals
+        count = max(len(found) - custom.residuals, 0)
+        types = jax.eval_shape(functions(custom.function), *args)
+        _check_types(custom.rules[0], found[:count], types)
         kinds = tuple(_is_float(x) for x in args), tuple(_is_float(x) for x in found[:count])
-        return found[:count], (found[count:], _Kinds(*kinds))
+        inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args if _is_float(x)]
+        return found[:count], (found[count:], _Kinds(*kinds, tuple(inputs)))
 
     def backward(saved: Any, cotangents: list[Any]) -> tuple[Any, ...]:
         residuals, kinds = saved
         given = [c for c, is_float in zip(cotangents, kinds.outputs, strict=True) if is_float]
-        found = iter(functions(custom.rules[1])(*residuals, *given))
+        gradients = functions(custom.rules[1])(*residuals, *given)
+        _check_types(custom.rules[1], gradients, kinds.gradients)
+        found = iter(gradients)
         return tuple(next(found) if is_float else None for is_float in kinds.inputs)
 
     function.defvjp(forward, backward)
@@ -152,14 +175,33 @@ def _replay_vjp(
 class _Kinds:
     """Which inputs and outputs are floats, handed from the forward to the backward pass."""
 
-    def __init__(self, inputs: tuple[bool, ...], outputs: tuple[bool, ...]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(
+        self,
+        inputs: tuple[bool, ...],
+        outputs: tuple[bool, ...],
+        gradients: tuple[jax.ShapeDtypeStruct, ...],
+    ) -> None:
+        self.inputs, self.outputs, self.gradients = inputs, outputs, gradients
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Kinds) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash((self.inputs, self.outputs))
+        return hash((self.inputs, self.outputs, self.gradients))
+
+
+def _check_types(number: int, found: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Raise where a rule doesn't return what it must."""
+    types = [[(x.shape, x.dtype) for x in xs] for xs in (found, wanted)]
+    if types[0] != types[1]:
+        raise GraphFormatError(
+            f"functions[{number}], the rule of a derivative, must return {_named(wanted)}, got "
+            f"{_named(found)}"
+        )
+
+
+def _named(types: Sequence[Any]) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in types) or "nothing"
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:

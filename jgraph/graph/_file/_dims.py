@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.core
 import jax.export
@@ -17,7 +17,9 @@ Dim: TypeAlias = int | str
 
 _MAX_LENGTH = 300
 _MAX_SIZE = 1 << 40
-_TOKEN = re.compile(r"\s*(\d{1,13}|[A-Za-z_]\w{0,30}|[()+\-*,^])")
+_MAX_NESTED = 20
+_MAX_TERMS = 64
+_TOKEN = re.compile(r"\s*(\d{1,13}|[A-Za-z_]\w{0,30}|[()+\-*,^])", re.ASCII)
 _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
@@ -59,10 +61,10 @@ def symbols_of(expression: str, where: str) -> set[str]:
     """
     found: set[str] = set()
 
-    class Symbols(dict[str, int]):
-        def __missing__(self, name: str) -> int:
+    class Symbols(dict[str, _Extent]):
+        def __missing__(self, name: str) -> _Extent:
             found.add(name)
-            return 1
+            return _Extent(1, 1)
 
     _Parser(expression, Symbols(), where, dry=True).parse()
     return found
@@ -82,16 +84,33 @@ def evaluate(size: Dim, symbols: Mapping[str, Any], where: str) -> Any:
 
 
 def solve(size: str, got: Any, known: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """Return the one symbol of `k*b` and its value, None where the size is no such multiple.
+    """Return the one symbol of `k*b + c` and its value, None where the size is no such sum.
 
     Example:
         >>> solve("32*h", 64, {})
         ('h', 2)
+        >>> solve("2*n + 1", 7, {})
+        ('n', 3)
     """
-    match = re.fullmatch(r"(?:(\d+)\*)?([A-Za-z_]\w*)", size)
+    pattern = r"(?:(\d{1,13})\*)?([A-Za-z_]\w*)(?: ([+-]) (\d{1,13}))?"
+    match = re.fullmatch(pattern, size, re.ASCII)
     if match is None or match[2] in known:
         return None
-    return match[2], got // int(match[1] or 1)
+    factor, shift = int(match[1] or 1), int(match[4] or 0) * (-1 if match[3] == "-" else 1)
+    return (match[2], (got - shift) // factor) if factor else None
+
+
+class _Extent(NamedTuple):
+    """Stands for a value in a dry run: at most so many terms, each of so many factors."""
+
+    terms: int
+    factors: int
+
+    def plus(self, other: _Extent) -> _Extent:
+        return _Extent(self.terms + other.terms, max(self.factors, other.factors))
+
+    def times(self, other: _Extent) -> _Extent:
+        return _Extent(self.terms * other.terms, self.factors + other.factors)
 
 
 class _Parser:
@@ -102,7 +121,7 @@ class _Parser:
     ) -> None:
         self._text, self._symbols, self._where, self._dry = text, symbols, where, dry
         self._tokens = self._split()
-        self._at = 0
+        self._at = self._nested = 0
 
     def parse(self) -> Any:
         value = self._sum()
@@ -127,14 +146,18 @@ class _Parser:
         while self._peek() in ("+", "-"):
             sign = self._take()
             other = self._product()
-            value = value + other if sign == "+" else value - other
+            if self._dry:
+                value = self._small(value.plus(other))
+            else:
+                value = value + other if sign == "+" else value - other
         return value
 
     def _product(self) -> Any:
         value = self._power()
         while self._peek() == "*":
             self._take()
-            value = value * self._power()
+            other = self._power()
+            value = self._small(value.times(other)) if self._dry else value * other
         return value
 
     def _power(self) -> Any:
@@ -144,19 +167,27 @@ class _Parser:
             exponent = self._take()
             if not (exponent.isdigit() and int(exponent) <= 8):
                 raise self._error()
-            value = value ** int(exponent)
+            if not self._dry:
+                return value ** int(exponent)
+            value = self._small(
+                _Extent(value.terms ** int(exponent), value.factors * int(exponent))
+            )
         return value
 
     def _atom(self) -> Any:
         token = self._take()
         if token.isdigit():
-            return int(token)
-        if token == "-":
-            return -self._power()
-        if token == "(":
-            value = self._sum()
-            self._expect(")")
-            return value
+            return _Extent(1, 1) if self._dry else int(token)
+        if token in ("-", "("):
+            self._nested += 1
+            if self._nested > _MAX_NESTED:
+                raise self._error()
+            value = self._power() if token == "-" else self._sum()
+            self._nested -= 1
+            if token == "(":
+                self._expect(")")
+                return value
+            return value if self._dry else -value
         if token in _CALLS and self._peek() == "(":
             return self._call(_CALLS[token])
         if token.isidentifier():
@@ -171,16 +202,25 @@ class _Parser:
 
     def _call(self, function: Callable[[Any, Any], Any]) -> Any:
         self._expect("(")
+        self._nested += 1
+        if self._nested > _MAX_NESTED:
+            raise self._error()
         first = self._sum()
         self._expect(",")
         second = self._sum()
         self._expect(")")
+        self._nested -= 1
         if self._dry:
-            return 1
+            return self._small(first.plus(second))
         try:
             return function(first, second)
         except ZeroDivisionError:
             raise self._error() from None
+
+    def _small(self, value: _Extent) -> _Extent:
+        if value.terms > _MAX_TERMS or value.factors > _MAX_TERMS:
+            raise self._error()
+        return value
 
     def _peek(self) -> str | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None

@@ -117,17 +117,25 @@ def _plan(data: Mapping[str, Any], num_state: int, num_outputs: int) -> Plan:
             f"interface must have as many outputs as the program, {num_outputs}, got "
             f"{result.num_leaves + values.num_leaves}"
         )
+    if values.node_data() is None or values.node_data()[0] is not list:
+        raise GraphFormatError("interface.values must be a list")
+    new = len(values.children())
     changed = tuple(_numbers(_list(data, "changed"), num_state, "interface.changed"))
     changes = data.get("changes")
+    marks = _marks(data.get("result"))
     if changes is None:
-        if values.num_leaves and len(values.children()) != len(changed):
+        if new != len(changed):
             raise GraphFormatError("interface.changed must name the state of each new value")
+        _numbers(marks, 0, "the objects in interface.result")
         return Plan(result, result.num_leaves, values, changed)
     if not isinstance(changes, Mapping):
         raise GraphFormatError("interface.changes must be an object or null")
     sources = _list(changes, "sources")
     known = [x for x in sources if x is not None]
     _numbers(known, num_state, "interface.changes.sources")
+    if len(sources) - len(known) != new:
+        raise GraphFormatError("interface.changes.sources must have a null for each new value")
+    _numbers(marks, len(_list(changes, "returned")), "the objects in interface.result")
     return Plan(
         result,
         result.num_leaves,
@@ -138,6 +146,15 @@ def _plan(data: Mapping[str, Any], num_state: int, num_outputs: int) -> Plan:
         _named(changes.get("state"), len(sources)),
         tuple(_named(x, len(sources)) for x in _list(changes, "returned")),
     )
+
+
+def _marks(tree: Any) -> list[int]:
+    """Return the numbers of the objects in a structure that has been read."""
+    if isinstance(tree, list):
+        return [number for x in tree for number in _marks(x)]
+    if not isinstance(tree, dict):
+        return []
+    return [tree["mark"]] if "mark" in tree else _marks(list(tree.values()))
 
 
 def _named(data: Any, most: int) -> tuple[tuple[str, int], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,9 +68,11 @@ class Kind:
     is_function: bool = False
 
 
-def _plain(kind: type, what: str) -> Callable[[Any, str], None]:
+def _plain(
+    kind: type, what: str, least: int = -_MAX_INT, most: int = _MAX_INT
+) -> Callable[[Any, str], None]:
     def check(value: Any, where: str) -> None:
-        if type(value) is not kind or (kind is int and abs(value) > _MAX_INT):
+        if type(value) is not kind or (kind is int and not least <= value <= most):
             raise GraphFormatError(f"{where} must be {what}, got {value!r:.40}")
 
     return check
@@ -129,10 +132,12 @@ def dtype_name(dtype: Any) -> str:
     return str(dtype) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).name
 
 
+@functools.cache
 def as_dtype(name: str) -> Any:
     """Return the dtype of a name."""
     if name in _KEYS:
-        return jax.random.key(0, impl=_KEYS[name]).dtype
+        # Abstract, so that a trace in which this is asked gets no operation by it.
+        return jax.eval_shape(lambda: jax.random.key(0, impl=_KEYS[name])).dtype
     return jnp.dtype(name)
 
 
@@ -141,6 +146,9 @@ def _check_size(value: Any, where: str) -> None:
 
 
 INT = Kind(lambda value, _: int(value), _plain(int, "a whole number"), lambda value, _: value)
+COUNT = dataclasses.replace(
+    INT, check=_plain(int, "a whole number from 0 to 2147483647", 0, (1 << 31) - 1)
+)
 BOOL = Kind(lambda value, _: bool(value), _plain(bool, "true or false"), lambda value, _: value)
 INTS = listed(INT)
 DIM = Kind(

@@ -8,18 +8,43 @@ import jax
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jgraph.graph._file._kinds import BOOL, DIMS, DTYPE, INT, INTS, PRECISION, listed, optional
+from jgraph.graph._file._kinds import (
+    BOOL,
+    DIMS,
+    DTYPE,
+    INT,
+    INTS,
+    PRECISION,
+    choice,
+    listed,
+    optional,
+)
 from jgraph.graph._file._table import operation
 
 _PRECISIONS = optional(listed(PRECISION))
+# One for both operands, or one algorithm for the whole product.
+_ALGORITHMS = optional(
+    listed(
+        choice(
+            {
+                member.name: member
+                for kind in (lax.DotAlgorithmPreset, lax.Precision)
+                for member in kind
+            },
+            lambda value: value.name,
+        )
+    )
+)
 
 
 def _dot_params(eqn: JaxprEqn) -> dict[str, Any]:
     (contract, batch) = eqn.params["dimension_numbers"]
+    precision = eqn.params["precision"]
+    is_algorithm = isinstance(precision, lax.DotAlgorithmPreset)
     return {
         "contract": contract,
         "batch": batch,
-        "precision": _pair(eqn.params["precision"]),
+        "precision": (precision,) if is_algorithm else _pair(precision),
         "preferred_element_type": eqn.params["preferred_element_type"],
     }
 
@@ -44,7 +69,7 @@ def _dot(
         a,
         b,
         (contract, batch),
-        precision=precision,
+        precision=precision[0] if precision and len(precision) == 1 else precision,
         preferred_element_type=preferred_element_type,
     )
 
@@ -73,7 +98,7 @@ operation(
     {
         "contract": listed(INTS),
         "batch": listed(INTS),
-        "precision": _PRECISIONS,
+        "precision": _ALGORITHMS,
         "preferred_element_type": optional(DTYPE),
     },
     params=_dot_params,

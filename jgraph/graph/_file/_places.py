@@ -41,34 +41,46 @@ def restore_places(program: ClosedJaxpr, places: Sequence[Place]) -> ClosedJaxpr
 
     It is there to be looked at: JAX can't lower what stands in for its tracebacks.
     """
-    return ClosedJaxpr(_restored(program.jaxpr, places), program.consts)
+    return _Restored(places).program(program)
 
 
-def _restored(jaxpr: Jaxpr, places: Sequence[Place]) -> Jaxpr:
-    return jaxpr.replace(eqns=[_equation(eqn, places) for eqn in jaxpr.eqns])
+class _Restored:
+    """What has been restored, by the bodies before: one that is called often is restored once."""
 
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._done: dict[int, Jaxpr] = {}
 
-def _equation(eqn: JaxprEqn, places: Sequence[Place]) -> JaxprEqn:
-    place = _place_of(eqn, places)
-    stack = (
-        *(Transform(name) for name in place.transforms),
-        *(Scope(name) for name in place.scopes),
-    )
-    frames = (_Frame(place.file, place.line),) if place.file else ()
-    seen: Any = eqn.source_info
-    info = seen.replace(name_stack=_Stack(stack), traceback=_Traceback(frames))
-    params = {key: _param(value, places) for key, value in eqn.params.items()}
-    return eqn.replace(source_info=info, params=params)
+    def program(self, program: ClosedJaxpr) -> ClosedJaxpr:
+        return ClosedJaxpr(self._jaxpr(program.jaxpr), program.consts)
 
+    def _jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
+        found = self._done.get(id(jaxpr))
+        if found is None:
+            found = jaxpr.replace(eqns=[self._equation(eqn) for eqn in jaxpr.eqns])
+            self._done[id(jaxpr)] = found
+        return found
 
-def _param(value: Any, places: Sequence[Place]) -> Any:
-    if isinstance(value, ClosedJaxpr):
-        return restore_places(value, places)
-    if isinstance(value, Jaxpr):
-        return _restored(value, places)
-    if isinstance(value, tuple) and any(isinstance(x, (ClosedJaxpr, Jaxpr)) for x in value):
-        return tuple(_param(x, places) for x in value)
-    return value
+    def _equation(self, eqn: JaxprEqn) -> JaxprEqn:
+        place = _place_of(eqn, self._places)
+        stack = (
+            *(Transform(name) for name in place.transforms),
+            *(Scope(name) for name in place.scopes),
+        )
+        frames = (_Frame(place.file, place.line),) if place.file else ()
+        seen: Any = eqn.source_info
+        info = seen.replace(name_stack=_Stack(stack), traceback=_Traceback(frames))
+        params = {key: self._param(value) for key, value in eqn.params.items()}
+        return eqn.replace(source_info=info, params=params)
+
+    def _param(self, value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return self.program(value)
+        if isinstance(value, Jaxpr):
+            return self._jaxpr(value)
+        if isinstance(value, tuple) and any(isinstance(x, (ClosedJaxpr, Jaxpr)) for x in value):
+            return tuple(map(self._param, value))
+        return value
 
 
 def _place_of(eqn: JaxprEqn, places: Sequence[Place]) -> Place:
@@ -76,6 +88,6 @@ def _place_of(eqn: JaxprEqn, places: Sequence[Place]) -> Place:
     for entry in eqn.source_info.name_stack.stack:
         for name in entry.name.split("/"):
             number = name.removeprefix(MARK)
-            if number != name and number.isdigit() and int(number) < len(places):
+            if number != name and number.isdecimal() and int(number) < len(places):
                 found = places[int(number)]
     return found

@@ -23,7 +23,13 @@ from jgraph.graph._file._values import read_number
 MARK = "jgraph-place-"
 """Begins the scope that stands for a place while a loaded program is traced to be looked at."""
 
+# Errors that aren't the file's fault: of running it, and those that say where they come from.
+_OTHERS = (
+    *(GraphFormatError, jax.errors.JaxRuntimeError, jax.errors.UnexpectedTracerError),
+    *(FloatingPointError, MemoryError),
+)
 _MOST = 1 << 36  # elements of one array
+_MAX_AXES = 64  # as many as numpy can have
 _COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
 
 
@@ -88,13 +94,12 @@ class Replay:
             raise GraphFormatError(f"{where} takes {body.inputs} inputs, got {len(inputs)}")
         values = list(inputs)
         for i, step in enumerate(body.steps):
-            args = [self._value(x, values) for x in step.inputs]
             with self._scope(step.place):
                 try:
-                    found = self._apply(step, args)
-                except (TypeError, ValueError, IndexError, NotImplementedError) as error:
-                    if isinstance(error, (GraphFormatError, jax.errors.JAXTypeError)):
-                        raise
+                    found = self._apply(step, [self._value(x, values) for x in step.inputs])
+                except _OTHERS:
+                    raise
+                except Exception as error:  # whatever JAX has to say of a damaged program
                     raise GraphFormatError(
                         f"{where}.steps[{i}], {step.op}, can't be applied: {error}"
                     ) from error
@@ -115,10 +120,15 @@ class Replay:
         if step.op == "custom":
             return list(self._custom(step.params["custom"])(*args))
         entry = TABLE[step.op]
-        params = {name: kind.read(step.params[name], self) for name, kind in entry.kinds.items()}
+        try:
+            params = {key: kind.read(step.params[key], self) for key, kind in entry.kinds.items()}
+        except GraphFormatError as error:  # of a size, which doesn't know where it stands
+            raise ValueError(str(error)) from None
         found = entry.replay(*args, **params)
         outputs = list(found) if isinstance(found, (list, tuple)) else [found]
         for x in outputs:
+            if x.ndim > _MAX_AXES:
+                raise ValueError(f"its output has {x.ndim} axes")
             if all(isinstance(size, int) for size in x.shape) and math.prod(x.shape) > _MOST:
                 raise ValueError(f"its output has the shape {x.shape}")
         return outputs

@@ -85,15 +85,31 @@ def read_graph(path: str | os.PathLike[str]) -> Loaded:
         document = read_document(data)
         states = {k: v for k, v in tensors.items() if k.startswith(_STATE)}
         constants = {k: v for k, v in tensors.items() if k not in states}
-        has_state = data.get("has_state") is True
+        _check_tensors(document, constants)
+        has_state = data.get("has_state")
+        if not isinstance(has_state, bool) or (states and not has_state):
+            raise GraphFormatError(
+                f"has_state must be true or false as there is state, got {has_state!r:.40}"
+            )
         return _loaded(document, constants, states if has_state else None)
     except GraphFormatError as error:
         raise GraphFormatError(f"{os.fspath(path)}: {error}") from None
 
 
+def _check_tensors(document: Document, constants: Mapping[str, Any]) -> None:
+    steps = (step for body in document.functions for step in body.steps)
+    named = {step.params["tensor"] for step in steps if step.op == "constant"}
+    wrong = sorted(named ^ set(constants))
+    if wrong:
+        problem = "lacks the" if wrong[0] in named else "has the unknown"
+        raise GraphFormatError(f"the file {problem} tensor {wrong[0]!r:.60}")
+
+
 def _document(
     name: str, traced: Traced | Stored, interface: Interface, labels: Labels
 ) -> tuple[Document, dict[str, np.ndarray]]:
+    if isinstance(traced, Stored) and not traced.is_cast:
+        return traced.document._replace(name=name), dict(traced.tensors)
     described = write_interface(interface, labels, traced.plan, traced.structure)
     return write_program(traced.jaxpr, name, described)
 
@@ -128,10 +144,17 @@ def _leaves(document: Document, structure: Any, state: Mapping[str, Any]) -> lis
         raise GraphFormatError(f"the state must be {count} tensors, got {len(state)}")
     arrays = []
     for i, wanted in enumerate(document.inputs[:count]):
-        array = jnp.asarray(state[f"{_STATE}{i}"])
+        found = state[f"{_STATE}{i}"]
+        array = jnp.asarray(found)
         dtype = as_dtype(wanted.dtype)
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), dtype)))
+            try:
+                impl = jax.random.key_impl(jnp.empty((), dtype))
+                array = jax.random.wrap_key_data(array, impl=impl)
+            except (TypeError, ValueError) as error:
+                raise GraphFormatError(f"tensor {_STATE}{i} must be keys: {error}") from error
+        elif found.dtype != dtype:  # what JAX would round without a word
+            array = found
         if (array.shape, array.dtype) != (wanted.shape, dtype):
             raise GraphFormatError(
                 f"tensor {_STATE}{i} must be {wanted.dtype}{list(wanted.shape)}, got "

@@ -60,6 +60,8 @@ operation("rev", 1, lambda x, dimensions: lax.rev(x, dimensions), {"dimensions":
 operation(
     "concatenate", None, lambda *xs, dimension: lax.concatenate(xs, dimension), {"dimension": INT}
 )
+operation("tile", 1, lambda x, reps: lax.tile(x, reps), {"reps": DIMS})
+operation("stack", None, lambda *xs, axis: lax.stack(xs, axis), {"axis": INT})
 operation(
     "split",
     1,
@@ -101,13 +103,17 @@ operation(
 operation(
     "dynamic_slice",
     None,
-    lambda x, *starts, slice_sizes: lax.dynamic_slice(x, starts, slice_sizes),
+    lambda x, *starts, slice_sizes: lax.dynamic_slice(
+        x, starts, slice_sizes, allow_negative_indices=False
+    ),
     {"slice_sizes": DIMS},
 )
 operation(
     "dynamic_update_slice",
     None,
-    lambda x, update, *starts: lax.dynamic_update_slice(x, update, starts),
+    lambda x, update, *starts: lax.dynamic_update_slice(
+        x, update, starts, allow_negative_indices=False
+    ),
 )
 operation(
     "sort",

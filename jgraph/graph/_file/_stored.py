@@ -41,6 +41,11 @@ class Stored:
         self.document, self.tensors = document, tensors
         self.plan, self.structure, self._cast = plan, structure, cast
 
+    @property
+    def is_cast(self) -> bool:
+        """Whether it runs in other types than its document says."""
+        return self._cast is not None
+
     def cast(self, dtype: Any) -> Stored:
         """Return the program with another float32."""
         return Stored(self.document, self.tensors, self.plan, self.structure, jnp.dtype(dtype).name)
@@ -56,16 +61,21 @@ class Stored:
             listed = jax.export.symbolic_shape(
                 ", ".join(sorted(names)), constraints=self.document.constraints
             )
-        except ValueError as error:
-            raise GraphFormatError(f"the constraints can't be kept: {error}") from error
-        symbols = dict(zip(sorted(names), listed, strict=True)) if names else {}
-        self._symbols = symbols
-        return [
-            jax.ShapeDtypeStruct(
-                tuple(evaluate(size, symbols, "inputs") for size in x.shape), self._dtype(x.dtype)
-            )
-            for x in self.document.inputs
-        ]
+            symbols = dict(zip(sorted(names), listed, strict=True)) if names else {}
+            self._symbols = symbols
+            return [
+                jax.ShapeDtypeStruct(
+                    tuple(evaluate(size, symbols, "inputs") for size in x.shape),
+                    self._dtype(x.dtype),
+                )
+                for x in self.document.inputs
+            ]
+        except GraphFormatError:
+            raise
+        except Exception as error:  # JAX has many: for sizes it can't compare, symbols it reserves
+            raise GraphFormatError(
+                f"the sizes of the inputs and their constraints can't be kept: {error}"
+            ) from error
 
     @functools.cached_property
     def jaxpr(self) -> ClosedJaxpr:
@@ -95,7 +105,7 @@ class Stored:
             flat = [self._casted(x) for x in flat]
         return self._replay(symbols).run(flat)
 
-    def check(self, paths: Sequence[str], flat: Sequence[Any]) -> None:
+    def check(self, owner: object, paths: Sequence[str], flat: Sequence[Any]) -> None:
         """Raise where inputs aren't of the types it takes.
 
         Raises:

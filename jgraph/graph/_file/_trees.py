@@ -46,12 +46,12 @@ def read_tree(data: Any, where: str, depth: int = 0) -> Any:
     """
     if data is None:
         return None
-    if data == _LEAF and not isinstance(data, bool):
+    if type(data) is int and data == _LEAF:
         return 0
     if not isinstance(data, dict) or len(data) != 1 or depth > _MAX_DEPTH:
         raise GraphFormatError(f"{where} must be the structure of a pytree, got {data!r:.40}")
     ((kind, content),) = data.items()
-    if kind == "mark" and isinstance(content, int) and 0 <= content < _MAX_CHILDREN:
+    if kind == "mark" and type(content) is int and 0 <= content < _MAX_CHILDREN:
         return Mark(content)
     if not isinstance(content, list) or len(content) > _MAX_CHILDREN:
         raise GraphFormatError(f"{where} must be the structure of a pytree, got {content!r:.40}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,33 @@ def check_number(value: Any, where: str) -> None:
     Raises:
         GraphFormatError: it says where.
     """
-    if isinstance(value, list) and len(value) == 2:
-        for part in value:
-            check_number(part, where)
-        return
-    is_number = (isinstance(value, (bool, int, float)) and abs(value) < 1e40) or value in _SPECIAL
-    if isinstance(value, list) or not (is_number or isinstance(value, float)):
-        raise GraphFormatError(f"{where} must be a number, got {value!r:.40}")
+    parts = value if isinstance(value, list) and len(value) == 2 else [value]
+    for part in parts:
+        is_number = isinstance(part, float) or (isinstance(part, int) and abs(part) < 1e40)
+        if not is_number and not (isinstance(part, str) and part in _SPECIAL):
+            raise GraphFormatError(f"{where} must be a number, got {value!r:.40}")
+
+
+def check_scalar(value: Any, dtype: str, where: str) -> None:
+    """Raise where JSON is no number of this type.
+
+    Raises:
+        GraphFormatError: it says where.
+    """
+    check_number(value, where)
+    bits = re.fullmatch("(u?)int([0-9]+)", dtype)
+    if bits is not None:
+        size = 2 ** int(bits[2])
+        low = 0 if bits[1] else -size // 2
+        fits = type(value) is int and low <= value < low + size
+    elif dtype == "bool":
+        fits = isinstance(value, bool)
+    else:
+        is_complex = dtype.startswith("complex")
+        fits = not dtype.startswith("key") and is_complex == isinstance(value, list)
+        fits &= not isinstance(value, bool)
+    if not fits:
+        raise GraphFormatError(f"{where} must be a number of the type {dtype}, got {value!r:.40}")
 
 
 def read_number(value: Any) -> Any:

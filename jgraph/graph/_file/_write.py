@@ -38,6 +38,7 @@ class ProgramWriter:
         self._numbers: dict[tuple[int, str], int] = {}
         self._kept: list[Any] = []  # whose ids are keys
         self._place_numbers: dict[Place, int] = {}
+        self._around: list[JaxprEqn] = []  # the equations that are being written
         self.custom_numbers: dict[Any, int] = {}
 
     def function(self, jaxpr: Jaxpr | ClosedJaxpr, name: str = "") -> int:
@@ -66,7 +67,11 @@ class ProgramWriter:
             values[var] = count
             count += 1
         for eqn in jaxpr.eqns:
+            if eqn.outvars and all(map(_is_float0, eqn.outvars)):
+                continue  # tangents of integers, which nothing reads
+            self._around.append(eqn)
             step = self._step(eqn, [ref(x) for x in eqn.invars])
+            self._around.pop()
             steps.append(step)
             for var in eqn.outvars:
                 values[var] = count
@@ -117,14 +122,19 @@ class ProgramWriter:
         return self._place_numbers[place]
 
     def _refusal(self, eqn: JaxprEqn, why: str) -> GraphFormatError:
-        scopes, _ = stack_of(eqn)
-        frame = frame_of(eqn)
+        scopes = [name for around in self._around for name in stack_of(around).scopes]
+        frames = [frame_of(around) for around in self._around]
+        frame = next((found for found in reversed(frames) if found), None)
         module = f" in {'.'.join(scopes)}" if scopes else ""
         line = f" at {frame[0]}:{frame[1]}" if frame else ""
         return GraphFormatError(
             f"the graph can't be saved: it has the operation {eqn.primitive.name}{module}{line}, "
             f"{why}. jgraph's CONTRIBUTING.md says how to add one"
         )
+
+
+def _is_float0(x: Any) -> bool:
+    return getattr(x.aval, "dtype", None) == jax.dtypes.float0
 
 
 class _Named:
