@@ -14,8 +14,8 @@ import jgraph as jg
 from tests.graph.graph_corpus import CORPUS
 
 COMMITTED = (
-    *("gpt step", "lstm", "loss sparse_softmax_cross_entropy, gradient", "optimizer adamw"),
-    *("own rules", "scatter", "gather", "loops", "branches", "random", "symbolic picture"),
+    *("lstm", "loss sparse_softmax_cross_entropy, gradient", "optimizer adamw"),
+    *("own rules", "scatter", "gather", "loops", "branches", "random", "symbolic"),
 )
 
 

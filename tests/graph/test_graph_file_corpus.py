@@ -19,7 +19,7 @@ import jgraph as jg
 from jgraph.graph._file import _custom
 from jgraph.graph._file._table import BY_PRIMITIVE
 from tests.graph.graph_corpus import CORPUS, LARGE, NETWORKS, Program
-from tests.graph.graph_corpus_files import COMMITTED, differences, read_case
+from tests.graph.graph_corpus_files import COMMITTED, differences, file_name, read_case
 
 ROOT = Path(__file__).parents[2]
 GRAPHS = ROOT / "tests" / "data" / "graphs"
@@ -132,9 +132,7 @@ def test_the_gradient_of_a_loaded_program_is_that_of_the_program(name: str, tmp_
     assert worst(wanted, found) <= tolerance_of(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["elementwise", "own rules", "loops", "scatter", "gpt", "loss nll"]
-)
+@pytest.mark.parametrize("name", ["own rules", "loops", "scatter", "loss nll"])
 def test_a_loaded_program_can_be_differentiated(name: str, tmp_path: Path) -> None:
     program = CORPUS[name]()
     loaded = saved(program, tmp_path / "a.graph")
@@ -208,7 +206,9 @@ def test_files_written_earlier_give_what_they_gave(path: Path) -> None:
 
 def test_there_are_files_of_both_versions() -> None:
     made = {path.name for path in GRAPHS.glob("*.graph")}
-    assert made == {f"{name}-{end}.graph" for name in COMMITTED for end in ("jax0.10", "jax0.12")}
+    assert made == {
+        f"{file_name(name)}-{end}.graph" for name in COMMITTED for end in ("jax0.10", "jax0.12")
+    }
     assert sum(path.stat().st_size for path in GRAPHS.iterdir()) < 100_000
 
 

@@ -33,7 +33,7 @@ operation("xor", 2, lax.bitwise_xor)
 operation("not", 1, lax.bitwise_not)
 operation("copy", 1, jnp.copy, primitives=("copy", "copy_p"))
 operation("betainc", 3, lax.betainc, primitives=("regularized_incomplete_beta",))
-operation("one_minus_square", 1, lambda x: lax.mul(lax.sub(1, x), lax.add(1, x)))
+operation("one_minus_square", 1, lambda x: (jnp.ones_like(x) - x) * (jnp.ones_like(x) + x))
 operation("integer_pow", 1, lambda x, y: lax.integer_pow(x, y), {"y": INT})
 operation(
     "round",

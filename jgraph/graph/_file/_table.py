@@ -19,9 +19,9 @@ from jgraph.graph._file._kinds import Kind
 OPSET = 1
 
 # Parameters of JAX that say where and how exactly something is computed, not what.
-_PLACES = frozenset({"sharding", "out_sharding", "ctx_mesh", "weak_type"})
+_PLACES = frozenset({"sharding", "out_sharding", "ctx_mesh", "weak_type", "accuracy"})
 # Parameters that must be left at what they are by default.
-_DEFAULTS: Mapping[str, tuple[Any, ...]] = {"accuracy": (None,), "out_dtype": (None,)}
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {"out_dtype": (None,)}
 
 
 @dataclasses.dataclass(frozen=True)
