@@ -239,7 +239,7 @@ class Graph:
         """
         found: Loaded = read_graph(path)
         graph = cls(found.name, found.program, found.interface, found.labels)
-        leaves = found.state
+        leaves = found.state if found.interface.paths else []  # there may be nothing to save
         graph.read_state_by(lambda: leaves)
         return graph
 

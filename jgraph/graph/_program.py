@@ -91,7 +91,8 @@ class Traced(NamedTuple):
             if type_text(x) != type_text(aval):
                 raise InputError(
                     f"{path} must be {type_text(aval)} as {owner!r} was traced, got "
-                    f"{type_text(x)}; trace another graph for it"
+                    f"{type_text(x)}; trace another graph for it, or, where sizes are open, save "
+                    "and load this one"
                 )
 
 
