@@ -184,8 +184,12 @@ def primitives(program: Any) -> Iterator[str]:
                 yield from primitives(value)
 
 
+# New in jax 0.12, and refused at save: searchsorted as one operation, and polynomials.
+_NOT_YET = {"call_hi_primitive", "polynomial"}
+
+
 def test_the_table_has_every_primitive_of_the_corpus() -> None:
-    known = {*BY_PRIMITIVE, *_custom.PRIMITIVES}
+    known = {*BY_PRIMITIVE, *_custom.PRIMITIVES, *_NOT_YET}
     missing = {
         f"{primitive}, of {name}"
         for name in SMALL
