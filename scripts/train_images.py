@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
 from flax import nnx
 
@@ -42,19 +41,6 @@ def read_pictures(args: argparse.Namespace) -> jg.data.Splits:
     if not len(val):
         raise jg.InputError(f"{folder} must have val/, or a class of three pictures or more")
     return jg.data.Splits(found.train.subset(train), found.train.subset(val), found.test)
-
-
-def make_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """Return AdamW that clips, warms up, cools down, and decays kernels only."""
-    warm_up = max(1, steps // 10)
-    first = rate / (warm_up + 1)  # not 0, at which a run of one step would learn nothing
-    schedule = optax.warmup_cosine_decay_schedule(first, rate, warm_up, steps + 1)
-
-    def is_kernel(params: Any) -> Any:
-        return jax.tree.map(lambda x: x.ndim > 1, params)
-
-    adamw = optax.adamw(schedule, weight_decay=1e-2, mask=is_kernel)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def make_loss_fn(preprocessing: Any) -> Callable[..., Any]:
@@ -109,7 +95,7 @@ def train(args: argparse.Namespace) -> None:
     result = jg.train_and_evaluate(
         model,
         loss_fn,
-        make_optimizer(args.learning_rate, args.steps),
+        jg.train.adamw(args.learning_rate, args.steps),
         train=spec,
         evals={"val": jg.EvalSpec(batches(splits.val), every_steps=len(training))},
         strategy=strategy,

@@ -14,14 +14,13 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
 from flax import nnx
 
@@ -31,88 +30,10 @@ LOG_EVERY, EVALS = 10, 4  # steps per row of the log, evaluations per run
 PROMPT = 32  # bytes of the held-out text that the sample goes on from
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-    """Batches of windows of a text, `tokens` int32 [B, T + 1], as many as fit side by side.
-
-    Rows beyond the last window are copies of others with `weight` 0.
-
-    Args:
-        text: bytes, uint8.
-        length: T, the tokens of a window that are predicted.
-        batch_size: B.
-        shuffle: take windows anywhere, drawn anew for every epoch; otherwise side by side.
-    """
-
-    text: np.ndarray
-    length: int
-    batch_size: int
-    shuffle: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.batch_size >= 1:
-            raise jg.InputError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if not 1 <= self.length < len(self.text):
-            raise jg.InputError(
-                f"--context must be from 1 to less than the text to train or evaluate on, "
-                f"{len(self.text)} bytes; got {self.length}"
-            )
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self.epoch(0)
-
-    def epoch(self, number: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the batches of an epoch, which its number decides."""
-        starts = np.arange(0, len(self.text) - self.length, self.length)
-        if self.shuffle:
-            rng = np.random.default_rng(number)
-            starts = rng.integers(len(self.text) - self.length, size=len(starts))
-        for first in range(0, len(starts), self.batch_size):
-            some = starts[first : first + self.batch_size]
-            rows = np.resize(some, self.batch_size)
-            tokens = self.text[rows[:, None] + np.arange(self.length + 1)].astype(np.int32)
-            is_new = np.arange(self.batch_size) < len(some)
-            yield {"tokens": tokens, "weight": is_new.astype(np.float32)}
-
-
 def loss_fn(model: jg.models.GPT, batch: dict[str, Any]) -> jax.Array:
     """Return the loss of every token, in nats, [B, T]."""
     tokens = batch["tokens"]
     return jg.losses.sparse_softmax_cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
-
-
-def make_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """Return AdamW that clips, warms up, cools down, and decays matrices only."""
-    warm_up = max(1, steps // 10)
-    first = rate / (warm_up + 1)  # not 0, at which a run of one step would learn nothing
-    schedule = optax.warmup_cosine_decay_schedule(first, rate, warm_up, steps + 1, rate / 10)
-
-    def is_matrix(params: Any) -> Any:
-        return jax.tree.map(lambda x: x.ndim > 1, params)
-
-    adamw = optax.adamw(schedule, b2=0.95, weight_decay=0.1, mask=is_matrix)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
-
-
-def read_text(paths: Sequence[Path]) -> np.ndarray:
-    """Return the bytes of files, and of the text files in folders, hidden ones left out."""
-    found: dict[Path, bytes] = {}
-    for path in paths:
-        if not path.exists():
-            raise jg.InputError(f"TEXT must be files or folders, there is nothing at {path}")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if file == path or (file.is_file() and not hidden and is_text(file.read_bytes())):
-                found[file.resolve()] = file.read_bytes()
-    return np.frombuffer(b"\n".join(found.values()), np.uint8)
-
-
-def is_text(data: bytes) -> bool:
-    """Return whether bytes are UTF-8 text."""
-    try:
-        return "\0" not in data.decode()
-    except UnicodeDecodeError:
-        return False
 
 
 def train(args: argparse.Namespace) -> None:
@@ -120,10 +41,10 @@ def train(args: argparse.Namespace) -> None:
     config = jg.models.GPTConfig(256, args.context, args.width, args.depth, args.heads)
     strategy = jg.distribute.create(args.strategy)
     sources = [Path(part.__path__[0]) for part in (jg, jg.losses, jg.models)]
-    text = read_text(args.text or sources)
+    text = jg.data.read_text(args.text or sources)
     cut = len(text) * 9 // 10
-    training = Windows(text[:cut], args.context, args.batch_size, shuffle=True)
-    held_out = Windows(text[cut:], args.context, args.batch_size)
+    training = jg.data.Windows(text[:cut], args.context, args.batch_size, shuffle=True)
+    held_out = jg.data.Windows(text[cut:], args.context, args.batch_size)
     print(f"{cut} bytes to train on, {len(text) - cut} held out, {strategy}", flush=True)
 
     model = jg.models.GPT(config, rngs=nnx.Rngs(args.seed))
@@ -138,7 +59,7 @@ def train(args: argparse.Namespace) -> None:
     result = jg.train_and_evaluate(
         model,
         loss_fn,
-        make_optimizer(args.learning_rate, args.steps),
+        jg.train.adamw(args.learning_rate, args.steps, weight_decay=0.1, end=0.1, b2=0.95),
         train=spec,
         evals={"val": jg.EvalSpec(held_out, eval_every)},
         strategy=strategy,

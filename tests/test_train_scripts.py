@@ -14,8 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -138,8 +136,8 @@ def test_a_saved_language_model_is_the_one_that_was_measured(
     model = jg.models.GPT(jg.models.GPTConfig(**config), rngs=nnx.Rngs(1))
     weights = jg.models.read_weights(out / "weights.safetensors")
     jg.models.set_weights(model, weights, source=str(out))
-    data = train_lm.read_text([text])
-    held_out = train_lm.Windows(data[len(data) * 9 // 10 :], 16, 8)
+    data = jg.data.read_text([text])
+    held_out = jg.data.Windows(data[len(data) * 9 // 10 :], 16, 8)
     found = jg.evaluate(model, train_lm.loss_fn, held_out)
     assert found["loss"] == pytest.approx(losses_of(out)["val", "2"], rel=1e-5)
 
@@ -204,65 +202,19 @@ def test_a_picture_network_is_the_same_on_eight_devices(
     assert "of 4 pictures" in shown
 
 
-def test_windows_of_the_held_out_text_predict_every_byte_once(train_lm: ModuleType) -> None:
-    text = np.arange(100, dtype=np.uint8)
-    windows = train_lm.Windows(text, 7, 4)
-    batches = list(windows)
-    assert {batch["tokens"].shape for batch in batches} == {(4, 8)}
-    predicted = [row for b in batches for row in b["tokens"][b["weight"] > 0, 1:]]
-    # The last window would reach beyond the text.
-    assert np.concatenate(predicted).tolist() == list(range(1, 99))
-    assert sum(b["weight"].sum() for b in batches) == 14
-
-
-def test_windows_to_train_on_are_drawn_anew_for_each_epoch(train_lm: ModuleType) -> None:
-    text = np.arange(200, dtype=np.uint8)
-    windows = train_lm.Windows(text, 7, 4, shuffle=True)
-    first, again, second = (
-        [batch["tokens"].tolist() for batch in windows.epoch(n)] for n in (0, 0, 1)
-    )
-    assert first == again != second
-    tokens = np.array(first)
-    assert (np.diff(tokens, axis=-1) == 1).all()
-    assert len(first) * 4 >= 193 // 7
-
-
-def test_folders_give_their_text_files_and_nothing_else(
-    tmp_path: Path, train_lm: ModuleType
-) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / ".hidden").mkdir()
-    files = {"b.txt": b"two", "sub/c.md": b"three", ".hidden/x.txt": b"no", "a": b"one"}
-    files |= {"zero.bin": b"\0\0", "latin": b"\xff\xfe"}
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    assert train_lm.read_text([tmp_path]).tobytes() == b"one\ntwo\nthree"
-    assert train_lm.read_text([tmp_path / "latin", tmp_path]).tobytes()[:2] == b"\xff\xfe"
-    assert train_lm.read_text([tmp_path / "a", tmp_path]).tobytes() == b"one\ntwo\nthree"
-
-
-@pytest.mark.parametrize("name", ["train_lm", "train_images"])
-def test_weights_decay_but_biases_and_scales_do_not(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    optimizer = request.getfixturevalue(name).make_optimizer(0.1, 10)
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2)}
-    zeros = {key: jnp.zeros_like(x) for key, x in params.items()}
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes its counter with floats
-        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-    assert [bool((updates[key] != 0).any()) for key in params] == [True, False, False]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no/such.txt"], "TEXT must be files or folders, there is nothing at no/such.txt"),
+        (["no/such.txt"], "text must be files or folders, there is nothing at no/such.txt"),
         (["--strategy", "fsdpp"], "the strategy must be one of auto, .*; did you mean fsdp?"),
         (["--heads", "3"], "heads must divide width, got 3 heads and width 128"),
         (["--steps", "0"], "max_steps must be at least 1, got 0"),
         (["--steps-per-call", "0"], "steps_per_call must be at least 1, got 0"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--context", "999999"], "--context must be from 1 to less than the text .* got 999999"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (
+            ["--context", "999999"],
+            "a window's length must be .*; got 999999",
+        ),
     ],
 )
 def test_language_model_input_that_cannot_be_used_gives_one_line(

@@ -1,4 +1,4 @@
-"""Picture folders, splits, decoding, augmentation, batches and the embedded demo pictures.
+"""Picture folders, splits, decoding, augmentation, batches, texts and the embedded demo pictures.
 
 Usable alone: what comes out are plain NumPy arrays, for any training loop.
 """
@@ -19,3 +19,6 @@ from jgraph.data._splits import Splits as Splits
 from jgraph.data._splits import find_splits as find_splits
 from jgraph.data._splits import stratified_folds as stratified_folds
 from jgraph.data._splits import stratified_holdout as stratified_holdout
+from jgraph.data._text import TextBatch as TextBatch
+from jgraph.data._text import Windows as Windows
+from jgraph.data._text import read_text as read_text

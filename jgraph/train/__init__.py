@@ -16,6 +16,7 @@ from jgraph.train._loop import train_and_evaluate as train_and_evaluate
 from jgraph.train._objective import LossFn as LossFn
 from jgraph.train._observers import Profiler as Profiler
 from jgraph.train._observers import TensorBoard as TensorBoard
+from jgraph.train._optimizers import adamw as adamw
 from jgraph.train._run import NonFiniteError as NonFiniteError
 from jgraph.train._specs import EvalSpec as EvalSpec
 from jgraph.train._specs import TrainResult as TrainResult
