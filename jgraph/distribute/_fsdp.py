@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from jgraph._errors import InputError
 from jgraph.distribute._strategy import DATA, Strategy, first_devices
 
 TENSOR = "tensor"
+
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 
 
 class FSDP(Strategy):
@@ -69,7 +73,19 @@ class FSDP(Strategy):
             raise InputError("rules say how tensor > 1 devices share a layer, got tensor=1")
         super().__init__(np.reshape(np.asarray(devices), (-1, tensor)), (DATA, TENSOR))
         self._rules = dict(rules or {})
+        self._unused = set(self._rules)
         self._min_size = min_size
+
+    def put(self, tree: _T) -> _T:
+        """Place state on the devices; a rule that nothing placed so far matches is logged."""
+        placed = super().put(tree)
+        if self._unused:
+            _logger.warning(
+                "no array placed so far matches %s of FSDP's rules; a glob matches the end of a "
+                "dotted path, such as 'blocks.0.mlp.up.kernel'",
+                ", ".join(map(repr, sorted(self._unused))),
+            )
+        return placed
 
     def spec(self, path: str, shape: tuple[int, ...], dtype: Any) -> PartitionSpec:
         """Return how an array of the state is split."""
@@ -91,6 +107,7 @@ class FSDP(Strategy):
         for glob, axis in self._rules.items():
             if not (fnmatchcase(f".{path}", glob) or fnmatchcase(f".{path}", f"*.{glob}")):
                 continue
+            self._unused.discard(glob)
             parts = self.mesh.shape[TENSOR]
             if not -len(shape) <= axis < len(shape) or shape[axis] % parts:
                 raise InputError(

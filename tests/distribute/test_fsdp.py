@@ -194,3 +194,12 @@ def test_a_rule_that_does_not_fit_its_array_is_refused(axis: int) -> None:
     )
     with pytest.raises(jg.InputError, match=message):
         s.put({"up": {"kernel": jnp.ones((4, 5))}})
+
+
+def test_a_rule_that_matches_nothing_is_logged(caplog):
+    s = FSDP(tensor=2, rules={"up.kernel": 1, "upp.kernel": 1})
+    s.put({"up": {"kernel": jnp.ones((4, 4))}})
+    assert "no array placed so far matches 'upp.kernel' of FSDP's rules" in caplog.text
+    caplog.clear()
+    s.put({"upp": {"kernel": jnp.ones((4, 4))}})
+    assert not caplog.records
