@@ -27,6 +27,10 @@ class ModuleWeightsError(InputError):
     """Weights are missing, left over, or of another shape than the network's."""
 
 
+class SignatureError(InputError):
+    """A module has no such signature, or the signature takes something else."""
+
+
 class UnsafeModuleError(InputError):
     """A weight file names or needs something other than plain tensors."""
 
