@@ -8,8 +8,8 @@ from jgraph._errors import UnsafeModuleError as UnsafeModuleError
 from jgraph.hub._format import read_module as read_module
 from jgraph.hub._format import write_module as write_module
 from jgraph.hub._layer import Layer as Layer
+from jgraph.hub._load import load as load
 from jgraph.hub._module import Info as Info
 from jgraph.hub._module import Module as Module
-from jgraph.hub._module import load_folder as load
 from jgraph.hub._publish import publish as publish
 from jgraph.hub._weights import Frozen as Frozen

@@ -50,7 +50,9 @@ def card(name: str, manifest: Mapping[str, Any], weights: Mapping[str, np.ndarra
         size=sum(w.nbytes for w in weights.values()) / 1e6,
         signatures="\n".join(rows),
         labels=f"Classes: {' '.join(names.split())}.\n\n" if labels else "",
-        example='["picture.jpg"]' if manifest["preprocess"] else ", ".join(signatures[first]["inputs"]),
+        example='["picture.jpg"]'
+        if manifest["preprocess"]
+        else ", ".join(signatures[first]["inputs"]),
         first=first,
         licence="\n".join(licence) or "Not stated: ask its publisher.",
     )

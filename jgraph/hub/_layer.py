@@ -51,7 +51,7 @@ class Layer(Part):
         return self._module.with_weights({k: np.asarray(v.get_value()) for k, v in found.items()})
 
 
-def layer(
+def make_layer(
     module: Module, signature: str, trainable: bool | str | Sequence[str], rngs: nnx.Rngs
 ) -> Layer:
     """Make a layer; see `Module.as_nnx`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ from jgraph._errors import GraphFormatError, InputError, ModuleFormatError, Sign
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean
 from jgraph.graph import Graph
-from jgraph.hub._format import read_module
-from jgraph.hub._layer import Layer, layer
+from jgraph.hub._layer import Layer, make_layer
+from jgraph.hub._manifest import check_manifest
 from jgraph.hub._weights import KINDS, state_paths
 
 PROGRAMS = "programs"
@@ -66,6 +65,7 @@ class Module:
     def __init__(
         self, folder: Path, manifest: Mapping[str, Any], weights: Mapping[str, np.ndarray]
     ) -> None:
+        check_manifest(folder, manifest, weights)
         self.folder, self.manifest, self.weights = folder, manifest, dict(weights)
         self.labels: tuple[str, ...] = tuple(manifest["labels"])
         self._runners: dict[tuple[str, bool], Runner] = {}
@@ -172,7 +172,9 @@ class Module:
             if dtype is not None:
                 weights = {k: _cast(x, dtype) for k, x in weights.items() if k in runner.paths}
             outputs, after = runner(weights, *inputs)
-            return (outputs, {**state, **{k: after[k] for k in after if k in state}}) if train else outputs
+            if not train:
+                return outputs
+            return outputs, {**state, **{key: after[key] for key in after if key in state}}
 
         return pure
 
@@ -201,7 +203,7 @@ class Module:
             SignatureError: there is no such signature.
             InputError: a glob matches no parameter.
         """
-        return layer(self, signature, trainable, nnx.Rngs(0) if rngs is None else rngs)
+        return make_layer(self, signature, trainable, nnx.Rngs(0) if rngs is None else rngs)
 
     def with_weights(self, weights: Mapping[str, Any]) -> Module:
         """Return the module with some weights replaced.
@@ -233,11 +235,11 @@ class Module:
         return self._runners[signature, is_train]
 
     def _read(self, signature: str, described: Mapping[str, Any]) -> Runner:
-        file, keys = described.get("file"), described.get("weights")
-        if file not in self.manifest["files"] or not isinstance(keys, list):
+        file, keys = described["file"], described["weights"]
+        if file not in self.manifest["files"]:
             raise ModuleFormatError(
                 f"the signature {signature!r} of {self.folder} must name a program among its "
-                f"files and the weights it uses, got {file!r:.60}"
+                f"files, got {file!r:.60}"
             )
         unknown = [key for key in keys if key not in self._kinds]
         if unknown:
@@ -246,21 +248,22 @@ class Module:
                 "no weight of it"
             )
         try:
-            graph = Graph.load(self.folder / str(file))
+            graph = Graph.load(self.folder / file)
         except GraphFormatError as error:
             raise ModuleFormatError(f"{self.folder}: {error}") from error
         paths = state_paths(keys)
-        expected = list(paths.values())
-        if graph.input_paths[: len(expected)] != expected:
+        count = len(graph.input_paths) - len(graph.inputs)
+        if sorted(graph.input_paths[:count]) != sorted(paths.values()):
             raise ModuleFormatError(
                 f"{file} of {self.folder} must use the weights that module.json names"
             )
-        self._check_shapes(str(file), graph, paths)
+        self._check_shapes(file, graph, paths)
         return Runner(graph, paths)
 
     def _check_shapes(self, file: str, graph: Graph, paths: Mapping[str, str]) -> None:
-        for key, aval in zip(paths, graph.jaxpr.in_avals, strict=False):
-            weight = self.weights.get(key)
+        avals = dict(zip(graph.input_paths, graph.jaxpr.in_avals, strict=True))
+        for key, path in paths.items():
+            weight, aval = self.weights.get(key), avals[path]
             if weight is not None and (weight.shape, weight.dtype) != (aval.shape, aval.dtype):
                 raise ModuleFormatError(
                     f"{file} of {self.folder} takes {key!r} as {aval.str_short()}, and the "
@@ -319,9 +322,3 @@ def _is_batch(x: Any) -> bool:
 
 def _cast(x: Any, dtype: DTypeLike) -> Any:
     return x.astype(dtype) if x.dtype == jnp.float32 else x
-
-
-def load_folder(folder: str | os.PathLike[str]) -> Module:
-    """Read a module folder after checking every file in it."""
-    path = Path(folder)
-    return Module(path, *read_module(path))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.core
 from flax import nnx
 
 from jgraph.graph import Graph, function, module_scopes
@@ -52,42 +54,39 @@ def trace(model: nnx.Module, signature: Signature, inputs: Mapping[str, Any]) ->
         after = variables_of(whole)
         return result, {key: after[key].get_raw_value() for key in arrays}
 
-    used, changed = _used(call, values, list(inputs.values()))
-    # What it doesn't use needs a place in the model, but no value.
-    others = {key: value for key, value in values.items() if key not in used}
+    traced, shapes = jax.make_jaxpr(call, return_shape=True)(values, *inputs.values())
+    used, changed = _used(traced.jaxpr, list(values))
+    result = jax.tree.structure(shapes[0])
 
     def program(model: Part, *inputs: Any) -> Any:
         weights = take(model, used)
-        arrays = {key: variable.get_raw_value() for key, variable in weights.items()}
-        filled = {key: _nothing(value) for key, value in others.items()}
-        result, after = call({**arrays, **filled}, *inputs)
+        # What it doesn't use needs a place in the trace, but no value.
+        arrays = [weights[k].get_raw_value() if k in weights else None for k in sorted(values)]
+        outputs = jax.core.eval_jaxpr(
+            traced.jaxpr, traced.consts, *arrays, *inputs, propagate_source_info=True
+        )
+        after = dict(zip(sorted(values), outputs[result.num_leaves :], strict=True))
         for key in changed:
             weights[key].set_raw_value(after[key])
-        return result
+        return jax.tree.unflatten(result, outputs[: result.num_leaves])
 
+    names = ("model", *inputs)
+    program.__signature__ = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    )
     program.__name__ = getattr(signature, "__name__", "signature").replace("<lambda>", "signature")
     tree = grow(Part(), {key: kinds[key].replace(values[key]) for key in used})
     graph = function(program).graph(tree, *inputs.values())
     return Program(graph, used, changed)
 
 
-def _used(
-    call: Callable[..., Any], values: Mapping[str, Any], inputs: Sequence[Any]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the keys of the weights that a call reads or changes, and of those it changes."""
-    jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(dict(values), *inputs)
-    keys = sorted(values)  # as JAX orders a dict
-    variables = dict(zip(keys, jaxpr.jaxpr.invars, strict=False))
+def _used(jaxpr: Any, keys: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the keys of the weights that a program reads or changes, and of those it changes."""
+    ordered = sorted(keys)  # as JAX orders a dict
+    before = dict(zip(ordered, jaxpr.invars, strict=False))
+    results = len(jaxpr.outvars) - len(keys)
+    after = dict(zip(ordered, jaxpr.outvars[results:], strict=True))
     read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
-    results = jaxpr.jaxpr.outvars[: -len(keys)] if keys else jaxpr.jaxpr.outvars
-    read |= {id(x) for x in results}
-    after = dict(zip(sorted(shapes[1]), jaxpr.jaxpr.outvars[-len(keys) :], strict=True))
-    changed = tuple(key for key in values if after[key] is not variables[key])
-    used = tuple(key for key in values if id(variables[key]) in read or key in changed)
-    return used, changed
-
-
-def _nothing(value: Any) -> Any:
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return value
-    return jax.numpy.zeros(value.shape, value.dtype)
+    read |= {id(x) for x in jaxpr.outvars[:results]}
+    changed = tuple(key for key in keys if after[key] is not before[key])
+    return tuple(key for key in keys if id(before[key]) in read or key in changed), changed

@@ -104,7 +104,7 @@ def publish(
         evaluated = _trace(model, signature, specs[name], train=False)
         trained = _trace(model, signature, specs[name], train=True) if train else evaluated
         programs[name] = evaluated
-        if str(trained.graph.jaxpr) != str(evaluated.graph.jaxpr):
+        if not _are_alike(trained, evaluated):
             programs[f"{name}.train"] = trained
         entries[name] = _entry(name, programs, specs[name])
     variables = variables_of(model)
@@ -208,7 +208,7 @@ def _inputs(
             raise InputError(
                 f"inputs by signature must be for {sorted(signatures)}, got {sorted(inputs)}"
             )
-        inputs = inputs[name]
+        return {key: _spec(key, value, batch) for key, value in inputs[name].items()}
     return {key: _spec(key, value, batch) for key, value in inputs.items()}
 
 
@@ -235,9 +235,13 @@ def _trace(
     return trace(twin, signature, inputs)
 
 
-def _entry(
-    name: str, programs: Mapping[str, Program], inputs: Mapping[str, Any]
-) -> dict[str, Any]:
+def _are_alike(a: Program, b: Program) -> bool:
+    if (a.keys, a.changed) != (b.keys, b.changed):
+        return False
+    return str(a.graph.jaxpr) == str(b.graph.jaxpr)
+
+
+def _entry(name: str, programs: Mapping[str, Program], inputs: Mapping[str, Any]) -> dict[str, Any]:
     entry = {
         "inputs": {key: _shown(spec) for key, spec in inputs.items()},
         "outputs": {path: _shown(x) for path, x in programs[name].graph.outputs.items()},
