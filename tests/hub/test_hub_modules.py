@@ -76,7 +76,7 @@ def params_of(model):
 class Tuned(nnx.Module):
     """A new head on a module's features."""
 
-    def __init__(self, module, trainable=True):
+    def __init__(self, module, trainable: bool | str = True):
         self.backbone = module.as_nnx("features", trainable=trainable, rngs=nnx.Rngs(3))
         self.head = nnx.Linear(8, 2, rngs=nnx.Rngs(4))
 
@@ -186,7 +186,7 @@ def test_apply_in_training_mode_returns_the_statistics(tmp_path):
 def test_a_weight_that_lacks_is_named(module):
     params = dict(module.params)
     del params["first/bias"]
-    with pytest.raises(jg.hub.SignatureError, match="'features' uses .* lack 'first/bias'"):
+    with pytest.raises(jg.hub.SignatureError, match=r"'features' uses .* lack 'first/bias'"):
         module.apply("features")(params, module.state, X)
 
 
@@ -305,7 +305,7 @@ def test_a_layer_gives_its_module_back(module, tmp_path):
 
 def test_other_weights(module):
     with pytest.raises(
-        jg.InputError, match="'first/bia' is no weight of .*did you mean first/bias"
+        jg.InputError, match=r"'first/bia' is no weight of .*did you mean first/bias"
     ):
         module.with_weights({"first/bia": np.zeros(8)})
     with pytest.raises(jg.InputError, match=r"'first/bias' must have the shape \(8,\), got \(7,\)"):
