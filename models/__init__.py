@@ -11,6 +11,7 @@ if __name__ != "jgraph.models":
 # One file, one path: debuggers and type checkers then agree on where a breakpoint is.
 __path__ = [os.path.realpath(path) for path in __path__]
 
+from jgraph.models._classifier import Backbone as Backbone
 from jgraph.models._classifier import Classifier as Classifier
 from jgraph.models._create import Published as Published
 from jgraph.models._create import create as create
