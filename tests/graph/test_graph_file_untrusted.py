@@ -343,11 +343,17 @@ def tree(op, depth, **params):
     """Return functions each of which calls the one before twice, and calls of the last."""
 
     def calls(number):
-        return [step(op, [i], function=number, **params) for i in (0, 1)]
+        called = {"custom": {"custom": number}, "while": {"test": 1, "function": number}}
+        called = called.get(op, {"function": number})
+        return [step(op, [i], **called, **params) for i in (0, 1)]
 
-    functions = [["f", 1, [step("neg", [0])], [1]]]
-    functions += [["f", 1, calls(number), [2]] for number in range(depth)]
-    return functions, calls(depth)
+    test = [step("reduce_max", [0], axes=[0, 1]), step("gt", [1, {"c": 0.0, "t": "float32"}])]
+    functions = [["f", 1, [step("neg", [0])], [1]], ["test", 1, test, [2]]]
+    functions += [["f", 1, calls(number or 0), [2]] for number in (0, *range(2, depth + 1))]
+    return functions, calls(depth + 1)
+
+
+SCAN = {"consts": 0, "carry": 1, "length": 2, "reverse": False, "unroll": 1}
 
 
 @pytest.mark.parametrize(
@@ -355,15 +361,46 @@ def tree(op, depth, **params):
     [
         ("call", {}),
         ("remat", {"prevent_cse": True}),
-        ("scan", {"consts": 0, "carry": 1, "length": 2, "reverse": False, "unroll": 1}),
+        ("scan", SCAN),
+        ("while", {"test_consts": 0, "consts": 0}),
+        ("custom", {}),
     ],
 )
 def test_calls_that_double(write, op, params):
     before, steps = tree(op, 60, **params)
-    refused(write(program(steps, [2], before=before)), "at most .* operations, 64 deep")
-    before, steps = tree(op, 6, **params)
-    with bounded():
-        assert len(Graph.load(write(program(steps, [2], before=before))).jaxpr.eqns) == 2
+    customs = [["jvp", i, [0], 0] for i in range(len(before))]
+    document = program(steps, [2], before=before, customs=customs)
+    refused(write(document), "at most .* operations, 64 deep")
+    # As deep as is allowed; each function is traced once.
+    depth = 7 if op in ("scan", "while") else 12
+    before, steps = tree(op, depth, **params)
+    customs = [["jvp", i, [0], 0] for i in range(len(before))]
+    path = write(program(steps, [2], before=before, customs=customs))
+    with bounded(0.5):
+        assert len(Graph.load(path).jaxpr.eqns) == 2
+
+
+def test_a_function_of_many_types(write):
+    """Each calls the one before with x and with more rows, so that no two calls are equal."""
+    before = [["f", 1, [step("neg", [0])], [1]]]
+    for number in range(7):
+        padding = {"padding_config": [[1 << number, 0, 0], [0, 0, 0]]}
+        pad = step("pad", [0, {"c": 0.0, "t": "float32"}], **padding)
+        loops = [step("scan", [i], function=number, **SCAN) for i in (0, 1)]
+        before.append(["f", 1, [pad, *loops], [2]])
+    document = program([step("call", [0], function=7)], [1], before=before)
+    with bounded(0.5):
+        refused(write(document), r"functions\[\d\] must have inputs of one type")
+
+
+def test_a_python_number_is_no_other_type(write):
+    """As a carry it would have JAX trace each loop twice, and loops in loops ever more often."""
+    before, steps = tree("scan", 7, **SCAN)
+    document = program(steps, [2], shapes=[()], before=before)
+    graph = Graph.load(write(document))
+    with bounded(1.0):
+        traced = jax.make_jaxpr(lambda: graph.apply({}, 1.0)[0])()
+    assert not any(x.weak_type for x in traced.out_avals)
 
 
 def test_branches_that_are_the_same(write):

@@ -18,7 +18,7 @@ _MAX_ITEMS = 200_000
 _MAX_TEXT = 4096
 _MAX_STEPS = 2_000_000
 _FREE_STEPS = 100_000  # that functions which call each other may come to, however short the file
-_LOOP = 30  # what tracing a loop costs, in operations
+_LOOP = 120  # what it takes to trace, lower and compile a loop, in operations
 _MAX_SYMBOLS = 32
 _MAX_DEPTH = 64
 _CONSTRAINT = re.compile(r"(.+?) (==|>=|<=) (.+)")

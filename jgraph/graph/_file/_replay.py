@@ -30,6 +30,7 @@ _OTHERS = (
 )
 _MOST = 1 << 36  # elements of one array
 _MAX_AXES = 64  # as many as numpy can have
+_MAX_TYPES = 4  # a function that was saved has one; more would be traced again and again
 _COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
 
 
@@ -69,15 +70,26 @@ class Replay:
         return self._run(self._document.functions[main], f"functions[{main}]", inputs)
 
     def callable(self, number: int) -> Callable[..., list[Any]]:
-        """Return a function of the document; always the same one, which JAX then traces once."""
+        """Return a function of the document; always the same one, which JAX then traces once.
+
+        In line, so that no call is seen where it is used; without jit, a loop would trace its body
+        anew at each of its uses, and loops in loops exponentially often.
+        """
         if number not in self._functions:
             body = self._document.functions[number]
+            where = f"functions[{number}]"
+            types: set[tuple[Any, ...]] = set()
 
             def function(*args: Any) -> list[Any]:
-                return self._run(body, f"functions[{number}]", args)
+                types.add(tuple((x.shape, x.dtype) for x in args))
+                if len(types) > _MAX_TYPES:
+                    raise GraphFormatError(
+                        f"{where} must have inputs of one type, and is called with {len(types)}"
+                    )
+                return self._run(body, where, args)
 
             function.__name__ = function.__qualname__ = body.name or "function"
-            self._functions[number] = function
+            self._functions[number] = jax.jit(function, inline=True)
         return self._functions[number]
 
     def dtype(self, name: str) -> Any:
