@@ -96,6 +96,7 @@ def test_the_sound_files_load_and_trace(write):
     fuzz.load_and_trace(write(program([step("neg", [0])], [1])))
 
 
+SOLVE = {"matvec": 0, "solve": 0, "transpose_solve": None, "consts": [0] * 4, "symmetric": False}
 PRODUCT = {"precision": None, "preferred_element_type": None}
 
 # The document.
@@ -249,15 +250,28 @@ def test_constants_that_are_not_of_their_type(write, value, dtype):
         ("random_wrap", [0], {"dtype": "float32"}),
         ("random_seed", [0], {"dtype": "float32"}),
         ("cond", [0], {"branches": []}),
+        ("qr", [], {"full_matrices": True, "pivoting": True}),
+        ("fft", [0], {"fft_type": "IRFFT", "fft_lengths": [1 << 39]}),
+        ("fft", [0], {"fft_type": "fft", "fft_lengths": [4]}),
+        ("polynomial", [], {}),
+        ("platform_index", [], {"platforms": [["default"], None]}),
+        ("platform_index", [], {"platforms": [["gpu"], None]}),
+        ("platform_index", [], {"platforms": [["a b"], None]}),
+        ("platform_index", [], {"platforms": []}),
+        ("custom_linear_solve", [0], {**SOLVE, "matvec": 7}),
+        ("custom_linear_solve", [0], {**SOLVE, "consts": [1, 1]}),
+        ("custom_linear_solve", [0], {**SOLVE, "consts": [1, 0, 0, 0]}),
+        ("custom_linear_solve", [0], {**SOLVE, "consts": [-1, 0, 0, 0]}),
         ("dot_general", [0, 0], {"contract": [[0], [1]], "batch": [[], []], **PRODUCT}),
         ("dot_general", [0, 0], {"contract": [[0]], "batch": [], **PRODUCT}),
     ],
 )
 def test_operations_on_what_they_do_not_take(write, op, inputs, params):
     outputs = {"unstack": 4, "split": 2, "top_k": 2}.get(op, 1)
-    document = program([step(op, inputs, outputs, **params)], [1])
-    refused(write(document), r"functions\[0\]\.steps\[0\]")
-    with pytest.raises(GraphFormatError, match=r"functions\[0\]\.steps\[0\]"):  # traced by a call
+    before = [["f", 1, [step("neg", [0])], [1]]]
+    document = program([step(op, inputs, outputs, **params)], [1], before=before)
+    refused(write(document), r"functions\[1\]\.steps\[0\]")
+    with pytest.raises(GraphFormatError, match=r"functions\[1\]\.steps\[0\]"):  # traced by a call
         Graph.load(write(document)).apply({}, jnp.ones((4, 3)))
 
 
