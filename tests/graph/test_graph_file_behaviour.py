@@ -18,6 +18,7 @@ from flax import nnx
 
 import jgraph as jg
 from jgraph import losses
+from jgraph.graph._file import _archive
 from tests.graph.graph_corpus import call, clipped, recursive, straight_through
 
 Reload = Callable[..., jg.Graph]
@@ -143,6 +144,52 @@ def test_sizes_that_do_not_fit_are_told(
 ) -> None:
     with pytest.raises(jg.InputError, match=re.escape(message)):
         pictures(jnp.zeros(shape))
+
+
+def summed(*shapes: str) -> jg.Graph:
+    """The sum of arrays of such sizes."""
+    scope = jax.export.SymbolicScope()
+    structs = [
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape(x, scope=scope), "float32") for x in shapes
+    ]
+    return jg.function(lambda *xs: sum((x.sum() for x in xs), jnp.float32(0))).graph(*structs)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sizes", "wrong"),
+    [
+        (("a + b", "a", "b"), (5, 2, 3), (6, 2, 3)),
+        (("a + b", "a", "a + 2*b"), (5, 2, 8), (6, 2, 8)),
+        (("2*a*b", "a + c", "c"), (24, 6, 3), (23, 6, 3)),
+        (("floordiv(a, 2)", "max(a, b)", "a", "b"), (3, 9, 7, 9), (3, 9, 7, 8)),
+    ],
+)
+def test_sizes_of_several_symbols(reload: Reload, shapes: Any, sizes: Any, wrong: Any) -> None:
+    loaded = reload(summed(*shapes))
+    assert loaded(*map(jnp.ones, sizes)) == sum(sizes)
+    with pytest.raises(jg.InputError, match="must have the shape"):
+        loaded(*map(jnp.ones, wrong))
+
+
+def test_sizes_of_several_symbols_that_no_call_can_have(reload: Reload) -> None:
+    with pytest.raises(jg.InputError, match=r"must be from 0 up, got a = 5, b = -2"):
+        reload(summed("a + b", "a"))(jnp.ones(3), jnp.ones(5))
+    with pytest.raises(jg.InputError, match="must tell b"):
+        reload(summed("a*b", "a"))(jnp.ones(0), jnp.ones(0))
+
+
+@pytest.mark.parametrize("shapes", [("a + b",), ("floordiv(a, 2)",), ("a*b", "a + b")])
+def test_sizes_that_do_not_tell_their_symbols_cannot_be_saved(shapes: Any, tmp_path: Path) -> None:
+    with pytest.raises(jg.GraphFormatError, match="must tell the value of the symbol 'a'"):
+        summed(*shapes).save(tmp_path / "a.graph")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["hlo", "memory"])
+def test_what_is_compiled_needs_numbers(reload: Reload, what: str) -> None:
+    for graph in (summed("a"), reload(summed("a"))):
+        with pytest.raises(jg.InputError, match=r"depend on a, which must have a number"):
+            getattr(graph, what)
 
 
 def test_inputs_of_another_dtype_are_told(of: Any, x: jax.Array) -> None:
@@ -316,6 +363,41 @@ def test_a_key_as_a_constant_is_refused(tmp_path: Path, x: jax.Array) -> None:
     graph = jg.function(lambda x: x + jax.random.normal(key, x.shape)).graph(x)
     with pytest.raises(jg.GraphFormatError, match="random key as a constant"):
         graph.save(tmp_path / "a.graph", state=False)
+
+
+def nested(depth: int) -> Any:
+    function: Any = jnp.sin
+    for _ in range(depth):
+        function = jax.jit(lambda x, inner=function: inner(x) * 2)
+    return function
+
+
+def test_what_could_not_be_loaded_is_not_saved(
+    tmp_path: Path, x: jax.Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = jax.export.symbolic_shape("a")
+    struct = jax.ShapeDtypeStruct((a, (a + 1) ** 40), jnp.float32)
+    graphs = {
+        "nested more than 32 deep": jg.function(nested(70)).graph(x),
+        r"inputs\[0\].shape must be a size": jg.function(jnp.cos).graph(struct),
+        "must be at most 500 bytes": jg.function(curve).graph(x),
+    }
+    for match, graph in graphs.items():
+        if "bytes" in match:
+            monkeypatch.setattr(_archive, "_MAX_GRAPH_BYTES", 500)
+        with pytest.raises(jg.GraphFormatError, match=f"can't be saved.*{match}"):
+            graph.save(tmp_path / "a.graph")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_file_that_is_cut_short_says_so(share: float, tmp_path: Path, linear: Any) -> None:
+    path = tmp_path / "a.graph"
+    jg.function(call).graph(linear, jnp.ones((1, 3))).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(jg.GraphFormatError, match=r"a\.graph.* is (cut short|empty)"):
+        jg.Graph.load(path)
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path, x: jax.Array) -> None:

@@ -384,7 +384,7 @@ def test_calls_that_double(write, op, params):
     before, steps = tree(op, 60, **params)
     customs = [["jvp", i, [0], 0] for i in range(len(before))]
     document = program(steps, [2], before=before, customs=customs)
-    refused(write(document), "at most .* operations, 64 deep")
+    refused(write(document), "at most .* operations, 32 deep")
     # As deep as is allowed; each function is traced once.
     depth = 7 if op in ("scan", "while") else 12
     before, steps = tree(op, depth, **params)
@@ -432,7 +432,7 @@ def test_branches_that_are_the_same(write):
 def test_calls_too_deep(write):
     before = [["f", 1, [step("neg", [0])], [1]]]
     before += [["f", 1, [step("call", [0], function=i)], [1]] for i in range(80)]
-    refused(write(program([step("call", [0], function=80)], [1], before=before)), "64 deep")
+    refused(write(program([step("call", [0], function=80)], [1], before=before)), "32 deep")
 
 
 @pytest.mark.parametrize("kind", ["jvp", "vjp"])

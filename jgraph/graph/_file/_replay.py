@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jgraph._errors import GraphFormatError, InputError
 from jgraph.graph._file import _custom
 from jgraph.graph._file._check import split_constraint
-from jgraph.graph._file._dims import evaluate, solve
+from jgraph.graph._file._dims import evaluate, solve, symbols_of
 from jgraph.graph._file._document import Body, Document, Ref, Step
 from jgraph.graph._file._kinds import as_dtype
 from jgraph.graph._file._table import TABLE
@@ -168,25 +168,28 @@ def solve_symbols(
     Raises:
         InputError: a shape isn't the file's, or breaks a constraint; it names the input.
     """
-    known: dict[str, Any] = {}
     wanted = [x.shape for x in document.inputs]
+    values: dict[str, int] = {}
     for name, sizes, shape in zip(names, wanted, shapes, strict=True):
         if len(sizes) != len(shape):
             raise _mismatch(name, sizes, shape)
-        for size, got in zip(sizes, shape, strict=True):
-            found = solve(size, got, known) if isinstance(size, str) else None
-            if found is not None:
-                known[found[0]] = found[1]
+        values.update((x, got) for x, got in zip(sizes, shape, strict=True) if isinstance(x, str))
+    known = solve(values)
+    untold = {x for size in values for x in symbols_of(size, "a size")} - known.keys()
+    if untold:  # by "a*b" where a is 0
+        raise InputError(f"the sizes of the inputs must tell {min(untold)}, got {values}")
     for name, sizes, shape in zip(names, wanted, shapes, strict=True):
         for size, got in zip(sizes, shape, strict=True):
             if evaluate(size, known, name) != got:
                 raise _mismatch(name, sizes, shape)
+    found = ", ".join(f"{k} = {v}" for k, v in known.items())
+    if any(isinstance(x, int) and x < 0 for x in known.values()):
+        raise InputError(f"the sizes must be from 0 up, got {found}")
     for text in document.constraints:
         first, compare, second = split_constraint(text)
         sides = evaluate(first, known, text), evaluate(second, known, text)
         if not _COMPARE[compare](*sides):
-            values = ", ".join(f"{k} = {v}" for k, v in known.items())
-            raise InputError(f"the sizes must satisfy {text}, got {values}")
+            raise InputError(f"the sizes must satisfy {text}, got {found}")
     return known
 
 
