@@ -380,11 +380,11 @@ def test_what_could_not_be_loaded_is_not_saved(
     graphs = {
         "nested more than 32 deep": jg.function(nested(70)).graph(x),
         r"inputs\[0\].shape must be a size": jg.function(jnp.cos).graph(struct),
-        "must be at most 500 bytes": jg.function(curve).graph(x),
+        "must be at most 400 bytes": jg.function(curve).graph(x),
     }
     for match, graph in graphs.items():
         if "bytes" in match:
-            monkeypatch.setattr(_archive, "_MAX_GRAPH_BYTES", 500)
+            monkeypatch.setattr(_archive, "_MAX_GRAPH_BYTES", 400)
         with pytest.raises(jg.GraphFormatError, match=f"can't be saved.*{match}"):
             graph.save(tmp_path / "a.graph")
     assert os.listdir(tmp_path) == []
