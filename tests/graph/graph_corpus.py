@@ -24,7 +24,6 @@ class Program(NamedTuple):
     graph: jg.Graph
     arguments: tuple[Any, ...]
     objects: tuple[Any, ...] = ()
-    given: dict[str, Any] | None = None
     numbers: jg.Graph | None = None  # traced with the arguments' sizes
 
     @property
@@ -35,8 +34,6 @@ class Program(NamedTuple):
     @property
     def state(self) -> dict[str, Any]:
         """The state to save and to run it with."""
-        if self.given is not None:
-            return self.given
         return self.source.state if self.objects else {}
 
 
@@ -151,11 +148,7 @@ def _gpt_step() -> Program:
     batch = {"tokens": tokens}
     with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
         graph = step.graph(batch)
-    ((path, _),) = {
-        p.partition("[")[0]: None for p in graph.input_paths if "tokens" not in p
-    }.items()
-    carry: Any = step._carry
-    return Program(graph, (batch,), (model, step), {path: carry.get_raw_value()})
+    return Program(graph, (batch,), (model,))
 
 
 def _recurrent() -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -267,6 +269,29 @@ def test_a_graph_that_changes_structure(reload: Reload, counter: Any, x: jax.Arr
         assert state.keys() == after.keys()
         assert "module.extra" in state
         close(state, after)
+
+
+def test_a_training_step_goes_on_from_its_file(reload: Reload, linear: Any, x: Any) -> None:
+    def loss(model: Any, batch: Any) -> jax.Array:
+        return ((model(batch) - 1) ** 2).sum(1)
+
+    step = jg.train.make_step(linear, loss, optax.adam(0.1))
+    step(x)
+    graph = step.graph(x)
+    loaded = reload(graph)
+    assert list(loaded.state) == ["carry"]
+    assert {"model.kernel", "optimizer[0].mu['kernel']"} <= loaded.state["carry"].keys()
+    (_, numbers), after = loaded.apply(loaded.state, x)
+    close(numbers, step(x))
+    close(after, graph.state)  # as it is by now
+
+
+def test_the_state_of_a_step_that_is_gone_is_kept(linear: Any, x: Any) -> None:
+    step = jg.train.make_step(linear, lambda model, x: model(x)[:, 0], optax.sgd(1.0))
+    graph = step.graph(x)
+    del step
+    gc.collect()
+    close(graph.state["carry"]["model.kernel"], linear.kernel[...])
 
 
 def test_state_in_bfloat16_stays_so(reload: Reload, x: jax.Array) -> None:
