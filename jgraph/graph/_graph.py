@@ -194,12 +194,12 @@ class Graph:
         the state as safetensors; it holds no code.
 
         Args:
-            path: the file; an earlier one is replaced whole.
+            path: the file. One that is there is replaced, by a whole new one or not at all.
             state: whether `state` is written along; or another state, as `apply` takes it.
 
         Raises:
             GraphFormatError: (an InputError) an operation that no file can hold; it names the
-                module and the line.
+                module and the line. Or a program larger than `load` reads.
             InputError: the state is gone; see `state`.
             OSError: the file can't be written.
         """
@@ -257,17 +257,16 @@ class Graph:
         Raises:
             InputError: a size is symbolic, so there is no number yet.
         """
-        symbols = symbolic_sizes(self.jaxpr)
-        if symbols:
-            raise InputError(
-                f"the FLOPs of {self!r} depend on {', '.join(symbols)}, which must have a number; "
-                "trace it with sizes that have one"
-            )
+        self._check_numbers("FLOPs")
         return sum(op.total_flops for op in self.ops)
 
     @property
     def memory(self) -> Memory:
-        """What it needs on this machine's default device; compiles it."""
+        """What it needs on this machine's default device; compiles it.
+
+        Raises:
+            InputError: a size is symbolic.
+        """
         found = self._compiled.memory_analysis()
         return Memory(
             found.argument_size_in_bytes,
@@ -284,7 +283,11 @@ class Graph:
 
     @property
     def hlo(self) -> str:
-        """The program as XLA has optimised it for this machine; compiles it."""
+        """The program as XLA has optimised it for this machine; compiles it.
+
+        Raises:
+            InputError: a size is symbolic.
+        """
         return self._compiled.as_text()
 
     def text(self, *, depth: int | None = None) -> str:
@@ -331,8 +334,17 @@ class Graph:
         run = jax.jit(self._run.__wrapped__, donate_argnums=tuple(first))  # pyright: ignore[reportFunctionMemberAccess]
         return run.lower(*self._avals)
 
+    def _check_numbers(self, what: str) -> None:
+        symbols = symbolic_sizes(self.jaxpr)
+        if symbols:
+            raise InputError(
+                f"the {what} of {self!r} depend on {', '.join(symbols)}, which must have a number; "
+                "trace it with sizes that have one"
+            )
+
     @functools.cached_property
     def _compiled(self) -> Any:
+        self._check_numbers("memory and the HLO")
         return self._lowered.compile()
 
     # Paths and structures.

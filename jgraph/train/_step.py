@@ -93,8 +93,15 @@ class Step:
         return self.function(self._started(batch), batch)[1]
 
     def graph(self, batch: Any) -> Graph:
-        """Trace the step for a batch without running it; see `jgraph.function`."""
-        return self.function.graph(self._started(batch), batch)
+        """Trace the step for a batch without running it; see `jgraph.function`.
+
+        The graph's state is what the step has trained by the time it is read or saved, a dict of
+        arrays by path under `carry`; the graph keeps it alive. The next step overwrites the arrays.
+        """
+        carry = self._started(batch)
+        graph = self.function.graph(carry, batch)
+        graph.read_state_by(lambda: [dict(carry.get_raw_value())])
+        return graph
 
     @property
     def health(self) -> Health | None:
