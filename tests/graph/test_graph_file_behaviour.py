@@ -484,3 +484,17 @@ def test_the_file_of_a_network_is_small_and_quick(tmp_path: Path) -> None:
     # Three times what is aimed at, for a busy machine.
     assert load <= 3 * 0.050
     assert save <= 3 * 3.0
+
+
+def test_a_loaded_graph_is_traced_again_with_open_sizes(tmp_path):
+    def area(x):
+        return x.sum() * x.shape[0]
+
+    b, h = jax.export.symbolic_shape("b, h")
+    struct = jax.ShapeDtypeStruct((b, 2 * h), jnp.float32)
+    jg.function(area).graph(struct).save(tmp_path / "a.graph", state=False)
+    loaded = jg.Graph.load(tmp_path / "a.graph")
+    again = jg.function(lambda x: loaded.apply({}, x)[0]).graph(struct)
+    again.save(tmp_path / "b.graph", state=False)
+    x = jnp.ones((3, 4))
+    assert jg.Graph.load(tmp_path / "b.graph").apply({}, x)[0] == area(x)

@@ -83,8 +83,10 @@ def evaluate(size: Dim, symbols: Mapping[str, Any], where: str) -> Any:
     return size if isinstance(size, int) else _Parser(size, symbols, where).parse()
 
 
-def solve(values: Mapping[str, int]) -> dict[str, int]:
+def solve(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the symbols of expressions that have these values, as far as one tells the next.
+
+    Values may be symbolic, too: a graph that is traced again with open sizes.
 
     An expression tells the only symbol in it that isn't known if it grows with it evenly.
 
@@ -92,7 +94,7 @@ def solve(values: Mapping[str, int]) -> dict[str, int]:
         >>> solve({"a + b": 5, "2*a": 4, "mod(c, 2)": 1})
         {'a': 2, 'b': 3}
     """
-    known: dict[str, int] = {}
+    known: dict[str, Any] = {}
     waiting = {size: symbols_of(size, "a size") for size in values}
     before = -1
     while before < len(known):
@@ -109,7 +111,7 @@ def solve(values: Mapping[str, int]) -> dict[str, int]:
     return known
 
 
-def _line(size: str, name: str, known: Mapping[str, int]) -> tuple[int, int]:
+def _line(size: str, name: str, known: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return an expression's value where a symbol is 0, and how it grows; 0 where not evenly."""
     at = {i: evaluate(size, {**known, name: i}, "a size") for i in (0, 1, 2, 7, 1_000_003)}
     start, slope = at[0], at[1] - at[0]

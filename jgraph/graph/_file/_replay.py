@@ -169,7 +169,7 @@ def solve_symbols(
         InputError: a shape isn't the file's, or breaks a constraint; it names the input.
     """
     wanted = [x.shape for x in document.inputs]
-    values: dict[str, int] = {}
+    values: dict[str, Any] = {}
     for name, sizes, shape in zip(names, wanted, shapes, strict=True):
         if len(sizes) != len(shape):
             raise _mismatch(name, sizes, shape)
