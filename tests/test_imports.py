@@ -92,6 +92,12 @@ def test_import_jgraph_loads_nothing_heavy():
     assert shown.stdout.strip() == "[]"
 
 
+def test_graphs_load_their_files_only_when_asked():
+    code = "import sys, jgraph.graph; print('safetensors' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("name", ["models", "losses"])
 def test_the_folders_at_the_top_are_reached_through_jgraph_only(name):
     code = f"import {name}"
