@@ -1,0 +1,7 @@
+"""Debug mode: breakpoints that stop, and values that are values."""
+
+from jgraph.debug._friendly import value as value
+from jgraph.debug._mode import debug_mode as debug_mode
+from jgraph.debug._mode import executing_eagerly as executing_eagerly
+from jgraph.debug._mode import remat as remat
+from jgraph.debug._numpy import numpy as numpy
