@@ -141,11 +141,12 @@ def _inwards(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]
 
 
 # Code that isn't a module's method: a frame's variables are read only where it may be one.
-_NO_METHODS: set[CodeType] = set()
+# By id, since hashing code reads all of it; the value keeps it alive.
+_NO_METHODS: dict[int, CodeType] = {}
 
 
 def _module_of(frame: FrameType, code: CodeType) -> Any:
-    if code in _NO_METHODS:
+    if id(code) in _NO_METHODS:
         return None
     owner, dot, name = code.co_qualname.rpartition(".")
     if dot and code.co_argcount and name != "__init__" and "flax.nnx" in sys.modules:
@@ -153,7 +154,7 @@ def _module_of(frame: FrameType, code: CodeType) -> Any:
         if _is_module(module):
             kinds = {kind.__qualname__ for kind in type(module).__mro__}
             return module if owner in kinds else None
-    _NO_METHODS.add(code)
+    _NO_METHODS[id(code)] = code
     return None
 
 

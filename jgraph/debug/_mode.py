@@ -8,7 +8,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.core
@@ -22,7 +22,6 @@ from jgraph.debug._notes import explain
 # As the outermost code of any thread sees it.
 _TOP_LEVEL = find_top_trace(())
 
-Level = Literal["all", "functions"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -42,10 +41,7 @@ class Mode(NamedTuple):
 
 @contextlib.contextmanager
 def debug_mode(
-    level: Level = "all",
-    *,
-    check: Sequence[Literal["nan", "inf"]] = ("nan",),
-    vmap: Literal["batch", "loop"] = "batch",
+    level: str = "all", *, check: Sequence[str] = ("nan",), vmap: str = "batch"
 ) -> Iterator[None]:
     """Run everything at once, so that every value is a plain `jax.Array`.
 
@@ -185,9 +181,17 @@ def _check_options(level: Any, check: Any, vmap: Any) -> None:
 # The engine: what needs JAX's private names.
 
 
-@functools.cache
+_LOCK = threading.RLock()
+
+
 def _engine() -> types.ModuleType | None:
-    """Return the engine if it works on this version of JAX; it is found out once."""
+    """Return the engine if it works on this version of JAX."""
+    with _LOCK:
+        return _tested_engine()
+
+
+@functools.cache
+def _tested_engine() -> types.ModuleType | None:
     try:
         from jgraph.debug import _engine as engine
 
@@ -199,7 +203,7 @@ def _engine() -> types.ModuleType | None:
             "of jax.grad arrays are tracers, which show their values; NaNs aren't located. Install "
             "a jax that jgraph names, or a newer jgraph",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return None
     return engine
@@ -214,12 +218,12 @@ class _Patches:
     """Replaces names of JAX while any thread is in debug mode; what it puts there asks which."""
 
     def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
+        self._users = 0
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        engine = _engine()  # before the lock: it enters debug mode itself
-        with self._lock:
+        engine = _engine()
+        with _LOCK:
             if not self._users:
                 replacements = [] if engine is None else engine.replacements()
                 for owner, name, new in [*_tracer_methods(), *replacements]:
@@ -228,7 +232,7 @@ class _Patches:
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with _LOCK:
             self._users -= 1
             if not self._users:
                 self._undo.close()

@@ -54,6 +54,14 @@ def bind(trace: Any, primitive: Any, args: Any, params: Any) -> list[Any]:
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
+def hand_on(trace: Any, primitive: Any, args: Any, params: Any) -> list[Any]:
+    """Do the same from within a trace that was handed the operation: its arguments are checked."""
+    if "is_high" in vars(primitive) or type(primitive).is_high is not core.Primitive.is_high:
+        return bind(trace, primitive, args, params)
+    outputs = trace.process_primitive(primitive, args, params)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
 def bind_custom(trace: Any, primitive: Any, args: Any, params: Any) -> Any:
     """Hand a function with a derivative of its own to a trace."""
     with set_current_trace(trace):
@@ -75,6 +83,11 @@ def call_again(function: Any) -> Any:
         if store is not None:
             store.reset()
     return function
+
+
+def trace_state_of(trace: Any) -> Any:
+    """Return the level of a trace, as Flax asks for it to know where an object was made."""
+    return core.OpaqueTraceState(trace._weakref)
 
 
 def is_eager(trace: Any) -> bool:

@@ -30,7 +30,7 @@ from jgraph.debug._trace import (
 
 # Tests check types at run time, by functions around each function.
 _CHECKERS = ("jaxtyping", "beartype", "jgraph.debug")
-Pull = Callable[[list[Any]], Sequence[Any]]
+Pull = Callable[["Node", list[Any]], Sequence[Any]]
 
 
 class Node:
@@ -41,7 +41,8 @@ class Node:
         args: what it was given.
         alive: which of these depend on what is differentiated.
         outputs: what it returned.
-        pull: from the cotangents of all outputs to those of the living arguments.
+        pull: from this and the cotangents of all outputs to those of the living arguments; it
+            must not hold this, or only Python's collector would free both.
         place: where in the user's program it is, if checks are on.
     """
 
@@ -74,7 +75,7 @@ class Tape(Differentiating):
                 "jg.function(debug=False) runs the function that has them compiled"
             )
         node = self.record(primitive.name, args, alive, outputs)
-        node.pull = functools.partial(_pull_primitive, node, primitive, params)
+        node.pull = functools.partial(_pull_primitive, primitive, params)
         return node.outputs
 
     def record(self, name: str, args: Any, alive: list[int], outputs: list[Any]) -> Node:
@@ -107,7 +108,8 @@ class Tape(Differentiating):
             found = jvp.call_wrapped(*args, *tangents)
         count = len(found) // 2
         node = self.record(primitive.name, args, alive, list(found[:count]))
-        node.pull = functools.partial(inner.backward, list(found[count:]), leaves=leaves)
+        pushed = list(found[count:])
+        node.pull = lambda _, cotangents: inner.backward(pushed, cotangents, leaves)
         return node.outputs
 
     def process_custom_vjp_call(
@@ -124,7 +126,7 @@ class Tape(Differentiating):
         residuals = [next(saved) if f is None else args[f] for f in forwarded]
         node = self.record(primitive.name, args, alive, list(flat[count:]))
 
-        def pull(cotangents: list[Any]) -> list[Any]:
+        def pull(_: Node, cotangents: list[Any]) -> list[Any]:
             found = private.call_again(bwd).call_wrapped(*residuals, *cotangents)
             gradients = private.cotangents_of(found)
             return [gradients[i] for i in alive]
@@ -141,7 +143,7 @@ class Tape(Differentiating):
         if not alive:
             return tree
         node = self.record("shard_map", every, alive, list(tree))
-        node.pull = lambda cotangents: _vjp(call, alive)(every, cotangents)
+        node.pull = lambda _, cotangents: _vjp(call, alive)(every, cotangents)
         return tree.update(node.outputs)
 
     def backward(
@@ -177,7 +179,7 @@ class Tape(Differentiating):
             if any(id(x) in found for x in node.outputs):
                 given = [_taken(found, x) for x in node.outputs]
                 with backward_of(node):
-                    gradients = node.pull(given)
+                    gradients = node.pull(node, given)
                 for i, gradient in zip(node.alive, gradients, strict=True):
                     add(node.args[i], gradient)
             if once:  # an id may belong to another object only after it was forgotten
@@ -289,7 +291,7 @@ def _compiled(node: Node, primitive: Any, params: Any) -> _Compiled | None:
     return found
 
 
-def _pull_primitive(node: Node, primitive: Any, params: Any, cotangents: list[Any]) -> Any:
+def _pull_primitive(primitive: Any, params: Any, node: Node, cotangents: list[Any]) -> Any:
     mode, trace = THREAD.mode, private.current_trace()
     every = [*node.args, *cotangents]
     after = None if mode is None else mode.compile_after

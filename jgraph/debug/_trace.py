@@ -38,7 +38,7 @@ class Eager(private.Trace):
 
     def apply(self, primitive: Any, args: Any, params: Any) -> list[Any]:
         """Run one operation, and return all of its outputs."""
-        return private.bind(self.parent, primitive, args, params)
+        return private.hand_on(self.parent, primitive, args, params)
 
     def process_call(self, primitive: Any, function: Any, args: Any, params: Any, /) -> Any:
         with private.set_current_trace(self):

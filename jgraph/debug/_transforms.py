@@ -39,10 +39,9 @@ def remat3(fun: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 def trace_state(**options: Any) -> Any:
     """Return the level of objects: that of the program around debug mode."""
     trace = private.current_trace()
-    if not isinstance(trace, Watch):
-        return private.trace_state(**options)
-    with private.set_current_trace(trace.parent):
-        return private.trace_state(**options)
+    if isinstance(trace, Watch):
+        return private.trace_state_of(trace.parent)
+    return private.trace_state(**options)
 
 
 def batch(fun: Any, axis_data: Any, in_dims: Any, out_dims: Any, **options: Any) -> Any:
