@@ -8,8 +8,13 @@ from typing import Any
 
 import jax
 
-ASKED = os.environ.get("JGRAPH_DEBUG", "").strip().lower()
-"""What `JGRAPH_DEBUG` said when jgraph was imported."""
+_SAID = os.environ.get("JGRAPH_DEBUG", "").strip().lower()
+
+ASKED = _SAID not in ("", "0", "false", "no", "off")
+"""Whether `JGRAPH_DEBUG` asked for debug mode when jgraph was imported."""
+
+ASKED_LEVEL = "functions" if _SAID == "functions" else "all"
+"""The level that it asked for: `JGRAPH_DEBUG=functions` is the faster one."""
 
 
 class _Thread(threading.local):

@@ -16,7 +16,7 @@ from jgraph.debug._forward import jvp
 from jgraph.debug._reverse import vjp
 from jgraph.debug._trace import Eager, Watch, is_plain
 
-__all__ = ["is_plain", "private", "replacements", "self_test", "watch"]
+__all__ = ["is_plain", "private", "replacements", "self_test", "unwatched", "watch"]
 
 _NEW = {
     "batch": transforms.batch,
@@ -39,6 +39,14 @@ def watch() -> contextlib.AbstractContextManager[Any]:
     if isinstance(trace, Eager) or not private.is_eager(trace):
         return contextlib.nullcontext()
     return private.set_current_trace(Watch(trace))
+
+
+def unwatched() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which operations aren't looked at; what is differentiated stays so."""
+    trace = private.current_trace()
+    if not isinstance(trace, Watch):
+        return contextlib.nullcontext()
+    return private.set_current_trace(trace.parent)
 
 
 class _SelfTestMode:

@@ -14,7 +14,7 @@ import jax
 import jax.core
 from jax.extend.core import find_top_trace
 
-from jgraph._eager import ASKED, THREAD, jit_is_off
+from jgraph._eager import ASKED, ASKED_LEVEL, THREAD, jit_is_off
 from jgraph._errors import InputError
 from jgraph.debug._friendly import FRIENDLY, friendly
 from jgraph.debug._notes import explain
@@ -99,7 +99,7 @@ def compiled_mode() -> Iterator[None]:
     """Run what shall be compiled although debug mode holds around it."""
     before, THREAD.mode = THREAD.mode, None
     try:
-        with jax.disable_jit(False):
+        with jax.disable_jit(False), _unwatched(before):
             yield
     finally:
         THREAD.mode = before
@@ -107,9 +107,7 @@ def compiled_mode() -> Iterator[None]:
 
 def asked_mode() -> contextlib.AbstractContextManager[None]:
     """Return debug mode if `JGRAPH_DEBUG` asks for it and it doesn't hold yet."""
-    if not ASKED or ASKED == "0" or jit_is_off():
-        return contextlib.nullcontext()
-    return debug_mode("functions" if ASKED == "functions" else "all")
+    return debug_mode(ASKED_LEVEL) if ASKED and not jit_is_off() else contextlib.nullcontext()
 
 
 def debuggable(fn: _F) -> _F:
@@ -212,6 +210,11 @@ def _tested_engine() -> types.ModuleType | None:
 def _watch() -> contextlib.AbstractContextManager[Any]:
     engine = _engine()
     return contextlib.nullcontext() if engine is None else engine.watch()
+
+
+def _unwatched(mode: Mode | None) -> contextlib.AbstractContextManager[Any]:
+    engine = None if mode is None else _engine()
+    return contextlib.nullcontext() if engine is None else engine.unwatched()
 
 
 class _Patches:
