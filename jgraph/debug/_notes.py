@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from jgraph.debug._frames import place_of_error
 
 _MARK = "jgraph: "
@@ -19,7 +21,7 @@ def explain(error: BaseException) -> None:
     if any(note.startswith(_MARK) for note in getattr(error, "__notes__", ())):
         return
     place, calls = place_of_error(error)
-    if not calls:
+    if not calls or place.text() in str(error):  # a located NaN says all of it
         return
     code, values = calls[0].frame.f_code, calls[0].frame.f_locals
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
@@ -27,7 +29,7 @@ def explain(error: BaseException) -> None:
     module = calls[0].module
     error.add_note(
         f"{_MARK}{place.text()} ({type(module).__name__}), called with ({given})\n"
-        f"  {_shortened(module)}"
+        f"  {_described(module)}"
     )
 
 
@@ -37,6 +39,14 @@ def _kind(x: Any) -> str:
     return repr(x) if x is None or isinstance(x, (bool, int, float, str)) else type(x).__name__
 
 
-def _shortened(module: Any) -> str:
-    text = " ".join(repr(module).split())
+def _described(module: Any) -> str:
+    """Return how a module was made: `Linear(in_features=4, kernel: float32[4, 8], …)`."""
+    parts: list[str] = []
+    for name, x in vars(module).items():
+        value = x.get_raw_value() if hasattr(x, "get_raw_value") else x
+        if isinstance(value, (bool, int, float, str, tuple, np.dtype)):
+            parts.append(f"{name}={value!r}")
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+            parts.append(f"{name}: {_kind(value)}")
+    text = f"{type(module).__name__}({', '.join(parts)})"
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
