@@ -42,7 +42,7 @@ class NonFiniteError(InputError, FloatingPointError):
             f"loss and update must be finite, at step {step} the loss was {loss:g}"
             f"{' and the update was not finite' if math.isfinite(loss) else ''}; the model holds "
             f"the state after step {step - 1}. Lower the learning rate, clip gradients, or look "
-            "at that step's batch under jax.disable_jit()"
+            "at that step's batch in jg.debug_mode()"
         )
 
 
