@@ -1,6 +1,7 @@
 """Debug mode: breakpoints that stop, and values that are values."""
 
 from jgraph.debug._friendly import value as value
+from jgraph.debug._locate import describe_bad as describe_bad
 from jgraph.debug._locate import locate as locate
 from jgraph.debug._mode import asked_mode as asked_mode
 from jgraph.debug._mode import compiled_mode as compiled_mode

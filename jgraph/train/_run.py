@@ -150,7 +150,8 @@ class Run:
         call = self._in_flight.popleft()
         bad_step = int(call.health.bad_step)
         if bad_step:
-            raise NonFiniteError(bad_step, float(call.health.bad_loss), self._locate(call, bad_step))
+            where = self._locate(call, bad_step)
+            raise NonFiniteError(bad_step, float(call.health.bad_loss), where)
 
     def _settle_until(self, step: int) -> None:
         while self._in_flight and self._in_flight[0].first <= step:

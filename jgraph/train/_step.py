@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
 from jgraph._replicas import replica_key
-from jgraph.debug import locate
+from jgraph.debug import describe_bad, locate
 from jgraph.distribute import Strategy, own
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
 from jgraph.train._carry import Carry, Flat, Health, State
@@ -124,7 +124,9 @@ class Step:
             where all is finite.
         """
         carry = self._started(batch).get_raw_value()
-        return locate(lambda: self._step(self._good_carry(carry), batch))
+        return describe_bad(batch, "the batch") or locate(
+            lambda: self._step(self._good_carry(carry), batch)
+        )
 
     @property
     def model(self) -> nnx.Module:
