@@ -150,8 +150,14 @@ class Run:
         call = self._in_flight.popleft()
         bad_step = int(call.health.bad_step)
         if bad_step:
+            loss = float(call.health.bad_loss)
             where = self._locate(call, bad_step)
-            raise NonFiniteError(bad_step, float(call.health.bad_loss), where)
+            if where is None and math.isfinite(loss):
+                where = (
+                    "loss and gradients are finite, so it is the optimizer's own numbers, such as "
+                    "its learning rate"
+                )
+            raise NonFiniteError(bad_step, loss, where)
 
     def _settle_until(self, step: int) -> None:
         while self._in_flight and self._in_flight[0].first <= step:

@@ -504,3 +504,12 @@ def test_the_error_names_the_line_and_the_module_that_made_it() -> None:
         assert re.search(r"div|log", where)
         assert "model.blocks[1]" in where
         assert re.search(r"test_loop\.py:\d+", where)
+
+
+def test_an_infinite_learning_rate_is_the_optimizers() -> None:
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    spec = TrainSpec(line_batches(), 5)
+    before = nnx.state(model)
+    with pytest.raises(NonFiniteError, match=r"at step 1 .* the optimizer's own numbers, such as"):
+        train_and_evaluate(model, squared_error, optax.adam(float("inf")), train=spec)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, nnx.state(model)))
