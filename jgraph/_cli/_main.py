@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from jgraph._cli._graphs import add_draw, add_inspect
 from jgraph._cli._interrupt import interrupts_that_arrive
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        with interrupts_that_arrive():
+        with interrupts_that_arrive(), _debug_mode() if args.debug else nullcontext():
             code = args.run(args)
         # Now, where a reader that has gone is still met by the lines below.
         sys.stdout.flush()
@@ -74,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _debug_mode() -> AbstractContextManager[None]:
+    from jgraph.debug import debug_mode  # not before it is asked for: it loads jax
+
+    return debug_mode()
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="jgraph",
@@ -91,6 +98,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "draw": add_draw(commands),
         "inspect": add_inspect(commands),
     }
+    for command in made.values():
+        command.add_argument(
+            "--debug", action="store_true", help="run op by op, so that breakpoints stop"
+        )
     if not argv:
         parser.print_help()
         raise SystemExit(0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -23,6 +21,7 @@ from jgraph._finetune._save import RUNS, Finished, save
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
 from jgraph._finetune._unfreeze import Tuned, fine_tune, predict, set_head
+from jgraph.debug import asked_mode, debug_mode
 from jgraph.models import Classifier
 from jgraph.train import LogisticFit
 
@@ -67,7 +66,7 @@ def finetune(
             "fsdp" or "pmap"; see `jgraph.distribute`.
         out: the run folder to write, which must not exist; None for runs/NAME-001 and so on,
             with the link runs/latest.
-        debug: run without jit, so that breakpoints stop inside the network.
+        debug: run in `jg.debug_mode`, so that breakpoints stop inside the network.
         on_bad_picture: "skip" names a file that can't be read and goes on; "stop" raises.
         verbose: whether to print what happens.
 
@@ -97,7 +96,7 @@ def finetune(
     console = Console(verbose)
     folder = None if out is None else Path(out).expanduser()
     _check_place(folder)
-    with jax.disable_jit() if debug else contextlib.nullcontext():
+    with debug_mode() if debug else asked_mode():
         return _finetune(settings, folder, console)
 
 

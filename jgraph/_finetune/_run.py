@@ -23,6 +23,7 @@ from jgraph._finetune._score import Score
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean_path
 from jgraph.data import Pictures, PictureSource, find_splits, list_pictures
+from jgraph.debug import debuggable
 from jgraph.graph import Graph
 from jgraph.models import Classifier
 
@@ -97,6 +98,7 @@ class Run:
         """Return the graph of its network, from one picture to logits: to draw, cost, export."""
         return network_graph(self.model)
 
+    @debuggable
     def predict(
         self,
         pictures: PictureSource | Sequence[PictureSource],
@@ -130,6 +132,7 @@ class Run:
             for i in np.flatnonzero(good).tolist()
         ]
 
+    @debuggable
     def evaluate(
         self,
         data: str | os.PathLike[str],

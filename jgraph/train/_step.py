@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
 from jgraph._replicas import replica_key
+from jgraph.debug import describe_bad, locate
 from jgraph.distribute import Strategy, own
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
 from jgraph.train._carry import Carry, Flat, Health, State
@@ -111,6 +112,22 @@ class Step:
         """
         return None if self._carry is None else jax.device_get(self._unpacked().health)
 
+    def locate(self, batch: Any) -> str | None:
+        """Say which operation makes this batch's loss, gradients or update not finite.
+
+        It takes the step again in debug mode, from the state after the last good one, and changes
+        nothing: for a batch whose step `health` names. The user's loss function runs once more or
+        twice, operation by operation.
+
+        Returns:
+            A sentence that names the operation, the line, the module's path and what went in; None
+            where all is finite.
+        """
+        carry = self._started(batch).get_raw_value()
+        return describe_bad(batch, "the batch") or locate(
+            lambda: self._step(self._good_carry(carry), batch)
+        )
+
     @property
     def model(self) -> nnx.Module:
         """The model that the step was made of, given a copy of the state as it is now."""
@@ -202,6 +219,13 @@ class Step:
             window = _zeros(jax.eval_shape(lambda x: forward(x)[0].as_part(1), one))
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
         return Carry(State(params, rest, opt_leaves, average), window, health)
+
+    def _good_carry(self, arrays: dict[str, Any]) -> Carry:
+        """Return the carry as before the first bad step, but for the optimizer's bad numbers."""
+        carry = self._flat.unpack(arrays)
+        optimizer = jax.tree.map(_finite_part, carry.state.optimizer)
+        good = Health(carry.health.step, jnp.int32(0), jnp.float32(0))
+        return carry._replace(state=carry.state._replace(optimizer=optimizer), health=good)
 
     def _variable(self) -> nnx.Variable[dict[str, Any]]:
         assert self._carry is not None, "there is a carry from the first step on"
@@ -349,6 +373,11 @@ def _keep(good: Bool[Array, ""], new: Any, old: Any) -> Any:
 def _as_before(new: Any, old: Any) -> Array:
     """Return new in old's type: another one would compile a second program."""
     return jnp.asarray(new).astype(jnp.asarray(old).dtype)
+
+
+def _finite_part(x: Any) -> Any:
+    is_float = jnp.issubdtype(x.dtype, jnp.inexact)
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) if is_float else x
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:
