@@ -13,7 +13,7 @@ from jgraph._handles._forms import parse_handle as parse_handle
 from jgraph._handles._http import download as download
 from jgraph._handles._http import sha256_of as sha256_of
 from jgraph._handles._huggingface import HuggingFace as HuggingFace
-from jgraph._handles._huggingface import library as hugging_face_library
+from jgraph._handles._huggingface import huggingface_hub as huggingface_hub
 from jgraph._handles._limits import Limits as Limits
 from jgraph._handles._package import find_in_package as find_in_package
 from jgraph._handles._resolve import resolve as resolve

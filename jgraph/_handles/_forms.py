@@ -146,5 +146,7 @@ def _url(handle: str) -> UrlHandle:
 def _hugging_face(handle: str) -> HuggingFaceHandle:
     match = _HUGGING_FACE.fullmatch(handle[len("hf:") :])
     if not match or (match[3] and not _FILE.fullmatch(match[3])):
-        raise InputError(f"hf: must be hf:OWNER/NAME, @REVISION and /FILE as needed, got {handle!r}")
+        raise InputError(
+            f"hf: must be hf:OWNER/NAME, @REVISION and /FILE as needed, got {handle!r}"
+        )
     return HuggingFaceHandle(match[1], urllib.parse.unquote(match[2] or "main"), match[3] or "")

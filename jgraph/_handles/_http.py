@@ -118,7 +118,9 @@ def _fetch(url: str, target: Path, limits: Limits, deadline: float) -> None:
             headers["If-Range"] = _validator(target).read_text("utf-8")
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener(_Redirect).open(request, timeout=_SOCKET_SECONDS) as answer:
+        with urllib.request.build_opener(_Redirect).open(
+            request, timeout=_SOCKET_SECONDS
+        ) as answer:
             if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
                 start = 0
             elif not _starts_at(answer, start):
@@ -134,7 +136,9 @@ def _fetch(url: str, target: Path, limits: Limits, deadline: float) -> None:
         error.close()
         _refuse(url, error.code, target)
     except _NETWORK as error:  # and not the disk's errors
-        raise _CutError(getattr(error, "reason", None) or error or "the connection broke") from error
+        raise _CutError(
+            getattr(error, "reason", None) or error or "the connection broke"
+        ) from error
     if total is not None and _length(target) != total:
         raise _CutError(f"the connection ended after {_length(target)} of {total} bytes")
 

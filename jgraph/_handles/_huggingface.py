@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,7 @@ class HuggingFace:
     """
 
     def __init__(self, handle: HuggingFaceHandle, limits: Limits) -> None:
-        self._hub = library()
+        self._hub = huggingface_hub()
         self._handle, self._limits = handle, limits
         self._offline = is_offline() or self._hub.constants.HF_HUB_OFFLINE
 
@@ -137,21 +138,21 @@ class HuggingFace:
             raise ModuleFetchError(f"{what} can't be fetched: {_first_line(error)}") from error
 
 
-def library() -> ModuleType:
+def huggingface_hub() -> ModuleType:
     """Return huggingface_hub.
 
     Raises:
         InputError: it isn't installed.
     """
     try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
+        found = importlib.import_module("huggingface_hub")
+        importlib.import_module("huggingface_hub.constants")
+        importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise InputError(
             "hf: needs the package huggingface_hub; run: pip install 'jgraph[hf]'"
         ) from error
-    return huggingface_hub
+    return found
 
 
 def _first_line(error: BaseException) -> str:
