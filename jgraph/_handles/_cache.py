@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ PARTIAL = "download"
 _ENTRY = "entry.json"
 _UNFINISHED = "unfinished-"
 _LOCKS = "locks"
+_NAMES = "names"
 _LOCK_SECONDS = 3600.0
 
 
@@ -84,6 +86,20 @@ class Cache:
         with self._locked(key):
             return self.find(key) or self._filled(key, handle, fill)
 
+    def name(self, handle: str, key: str) -> None:
+        """Keep which entry a handle stands for now, where that can change."""
+        path = self._named(handle)
+        with contextlib.suppress(OSError):  # a cache that others share may be read-only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+            unfinished.write_text(key, "utf-8")
+            unfinished.replace(path)
+
+    def named(self, handle: str) -> Path | None:
+        """Return the folder of the entry that a handle stood for when it was last fetched."""
+        path = self._named(handle)
+        return self.find(path.read_text("utf-8")) if path.is_file() else None
+
     def entries(self) -> list[Entry]:
         """Return what is in the cache, what was used last first."""
         found = []
@@ -117,6 +133,9 @@ class Cache:
                     shutil.rmtree(folder, ignore_errors=True)
         return freed
 
+    def _named(self, handle: str) -> Path:
+        return self.folder / _NAMES / hashlib.sha256(handle.encode()).hexdigest()
+
     def _filled(self, key: str, handle: str, fill: Callable[[Path], None]) -> Path:
         unfinished, folder = self.folder / f"{_UNFINISHED}{key}", self.folder / key
         _clear(unfinished)
@@ -132,7 +151,7 @@ class Cache:
         return folder
 
     @contextlib.contextmanager
-    def _locked(self, key: str):
+    def _locked(self, key: str) -> Iterator[None]:
         locks = self.folder / _LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(locks / f"{key}.lock")

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from jgraph._errors import InputError, ModuleFetchError, ModuleIntegrityError, UnsafeModuleError
 from jgraph._handles._forms import UrlHandle, check_url
@@ -116,19 +116,20 @@ def _fetch(url: str, target: Path, limits: Limits, deadline: float) -> None:
         headers["Range"] = f"bytes={start}-"
         if _validator(target).is_file():
             headers["If-Range"] = _validator(target).read_text("utf-8")
+    request = urllib.request.Request(url, headers=headers)
+    opener = urllib.request.build_opener(_Redirect)
+    total = None
     try:
-        request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener(_Redirect).open(
-            request, timeout=_SOCKET_SECONDS
-        ) as answer:
+        with opener.open(request, timeout=_SOCKET_SECONDS) as answer:
             if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
                 start = 0
             elif not _starts_at(answer, start):
                 target.unlink(missing_ok=True)
                 raise _CutError("the server sent another part than it was asked for")
-            length = answer.headers.get("Content-Length")
-            total = start + int(length) if length and length.isdecimal() else None
-            limits.check_bytes(total or 0, _shown(url))
+            length = answer.headers.get("Content-Length", "")
+            if length.isdecimal():
+                total = start + int(length)
+                limits.check_bytes(total, _shown(url))
             _keep_validator(target, answer)
             with target.open("ab" if start else "wb") as file:
                 _copy(answer, file, url, limits, deadline)
@@ -136,9 +137,7 @@ def _fetch(url: str, target: Path, limits: Limits, deadline: float) -> None:
         error.close()
         _refuse(url, error.code, target)
     except _NETWORK as error:  # and not the disk's errors
-        raise _CutError(
-            getattr(error, "reason", None) or error or "the connection broke"
-        ) from error
+        raise _CutError(getattr(error, "reason", None) or error) from error
     if total is not None and _length(target) != total:
         raise _CutError(f"the connection ended after {_length(target)} of {total} bytes")
 
@@ -151,7 +150,7 @@ def _copy(answer: Any, file: IO[bytes], url: str, limits: Limits, deadline: floa
             raise _CutError(f"it took longer than {limits.seconds:g} seconds")
 
 
-def _refuse(url: str, status: int, target: Path) -> None:
+def _refuse(url: str, status: int, target: Path) -> NoReturn:
     if status == _RANGE_IS_WRONG:
         target.unlink(missing_ok=True)
         raise _CutError("the server's file is shorter than what was fetched before")

@@ -148,7 +148,7 @@ def _of_zip(file: IO[bytes], archive: Path, most: int) -> Iterator[_Member]:
 def _of_tar(file: IO[bytes], archive: Path, most: int) -> Iterator[_Member]:
     start = file.read(2)
     file.seek(0)
-    stream = gzip.GzipFile(fileobj=file) if start == _GZIP else file
+    stream: Any = gzip.GzipFile(fileobj=file) if start == _GZIP else file
     # Twice, for headers and padding.
     bounded: Any = _Forward(stream, archive, 2 * most)
     with tarfile.TarFile(fileobj=bounded, mode="r") as source:

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jgraph import _handles
-from jgraph._errors import InputError, ModuleFormatError, ModuleIntegrityError, UnsafeModuleError
+from jgraph._errors import (
+    InputError,
+    ModuleFetchError,
+    ModuleFormatError,
+    ModuleIntegrityError,
+    ModuleNotCachedError,
+    UnsafeModuleError,
+)
 from jgraph._handles import (
     PARTIAL,
     Cache,
@@ -82,8 +89,14 @@ def _url(handle: UrlHandle, limits: Limits) -> Path:
 
 
 def _hugging_face(handle: HuggingFaceHandle, limits: Limits) -> Path:
-    repository = HuggingFace(handle, limits)
-    file = repository.look(handle.file or MANIFEST)
+    repository, cache = HuggingFace(handle, limits), Cache()
+    try:
+        file = repository.look(handle.file or MANIFEST)
+    except (ModuleNotCachedError, ModuleFetchError):
+        found = cache.named(str(handle))
+        if found is None:
+            raise
+        return found / _MODULE
     if handle.file:
         return _local(repository.fetch(file), limits)
 
@@ -103,7 +116,9 @@ def _hugging_face(handle: HuggingFaceHandle, limits: Limits) -> Path:
 
     pinned = HuggingFaceHandle(handle.repository, file.commit)
     key = f"hf-{handle.repository.replace('/', '--')}-{file.commit}"
-    return _cached(key, str(pinned), fill, remote=False)
+    folder = _cached(key, str(pinned), fill, remote=False)
+    cache.name(str(handle), key)
+    return folder
 
 
 def _built_in(name: str, path: Path) -> Path:
@@ -132,7 +147,7 @@ def _publish_built_in(name: str) -> Path:
         model = models.create(name, weights="pretrained")
         assert published is not None
         publish(
-            folder,
+            folder.with_name(name),  # which its card is called after
             model,
             signatures={
                 "default": lambda model, pictures: model(model.preprocessing.normalize(pictures)),
@@ -142,7 +157,7 @@ def _publish_built_in(name: str) -> Path:
             },
             licence=published.licence,
             provenance={"weights": published.handle, "sha256": published.sha256},
-        )
+        ).rename(folder)
 
     digest = published.sha256 if published else "none"
     return _cached(f"{name}-{__version__}-{digest}", name, fill, remote=False)
@@ -158,16 +173,7 @@ def _cached(key: str, handle: str, fill: Callable[[Path], None], *, remote: bool
         except (ModuleFormatError, ModuleIntegrityError) as error:
             raise type(error)(str(error).replace(str(folder / _MODULE), handle)) from error
 
-    cache = Cache()
-    folder = cache.get(key, handle, fill_checked, remote=remote) / _MODULE
-    try:
-        check_module(folder)
-    except (ModuleFormatError, ModuleIntegrityError) as error:
-        raise ModuleIntegrityError(
-            f"{error}. It is in the cache; remove it there, and it is fetched again: jgraph hub "
-            f"cache --remove '{handle}'"
-        ) from error
-    return folder
+    return Cache().get(key, handle, fill_checked, remote=remote) / _MODULE
 
 
 def _link(source: Path, target: Path) -> None:

@@ -166,6 +166,15 @@ def check_module(folder: Path) -> None:
     """
     manifest = read_manifest(folder)
     _check_files(folder, manifest["files"])
+    check_no_others(folder, manifest)
+
+
+def check_no_others(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder with files that the manifest doesn't list.
+
+    Raises:
+        ModuleIntegrityError: they are named.
+    """
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     # What a system or a version control puts into every folder has a name with a dot.
     shown = (name for name in found if not any(part[0] == "." for part in name.split("/")))

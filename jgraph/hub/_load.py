@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jgraph._errors import UntrustedProgramError
-from jgraph._handles import Limits
+from jgraph._errors import ModuleIntegrityError, UntrustedProgramError
+from jgraph._handles import Cache, Limits
 from jgraph.hub._find import find_module
-from jgraph.hub._format import check_module, read_module
+from jgraph.hub._format import check_no_others, read_module
 from jgraph.hub._module import Module
 
 _COMPILED = (".stablehlo", ".mlir", ".mlirbc")
@@ -49,8 +49,16 @@ def load(
         ['b', 1280]
     """
     folder = find_module(handle, limits or Limits())
-    manifest, weights = read_module(folder)
-    check_module(folder)
+    try:
+        manifest, weights = read_module(folder)
+        check_no_others(folder, manifest)
+    except ModuleIntegrityError as error:
+        if not folder.is_relative_to(Cache().folder):
+            raise
+        raise ModuleIntegrityError(
+            f"{error}; it is in the cache: remove it, and it is made anew: jgraph hub cache "
+            f"--remove '{handle}'"
+        ) from error
     compiled = [name for name in manifest["files"] if name.endswith(_COMPILED)]
     if compiled and not trust:
         raise UntrustedProgramError(
