@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from jgraph._cli._graphs import add_draw, add_inspect
+from jgraph._cli._hub import add_hub
 from jgraph._cli._interrupt import interrupts_that_arrive
 from jgraph._cli._parser import Parser
 from jgraph._cli._pictures import add_evaluate, add_finetune, add_predict
@@ -23,7 +24,8 @@ EXAMPLES = """\
   jgraph finetune pictures/                  your own: pictures/CLASS/NAME.jpg
   jgraph predict runs/latest photo.jpg       what is on the photo?
   jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
-  jgraph draw runs/latest network.html       what does its network look like?"""
+  jgraph draw runs/latest network.html       what does its network look like?
+  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune"""
 
 
 # The disk is full, a quota is, or a file may not grow further.
@@ -97,6 +99,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "evaluate": add_evaluate(commands),
         "draw": add_draw(commands),
         "inspect": add_inspect(commands),
+        "hub": add_hub(commands),
     }
     for command in made.values():
         command.add_argument(

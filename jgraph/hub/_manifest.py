@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from jgraph._preprocessing import Preprocessing
 from jgraph.hub._weights import KINDS
 
 Check = Callable[[Any], bool]
+
+_MAX_SIDE = 8192  # pixels: 200 MB a picture
+_MAX_STREAMS = 1 << 20
 
 
 def check_manifest(
@@ -53,9 +57,14 @@ def check_manifest(
             )
     if manifest["preprocess"]:
         try:
-            Preprocessing.from_json(manifest["preprocess"])
+            preprocessing = Preprocessing.from_json(manifest["preprocess"])
         except InputError as error:
             raise ModuleFormatError(f"{folder / 'module.json'}: {error}") from error
+        if preprocessing.resize_size > _MAX_SIDE:
+            raise ModuleFormatError(
+                f"{folder / 'module.json'} must take pictures of at most {_MAX_SIDE} pixels a "
+                f"side, got {preprocessing.resize_size}"
+            )
 
 
 def _is_signature(x: Any) -> bool:
@@ -94,7 +103,8 @@ def _is_variable(x: Any) -> bool:
     sizes = x.get("shape", [])
     return (
         x.keys() == {"kind", *extra}
-        and _list(lambda size: type(size) is int and 0 <= size < 1 << 20)(sizes)
+        and _list(lambda size: type(size) is int and size >= 0)(sizes)
+        and math.prod(sizes) <= _MAX_STREAMS
         and _is_text(x.get("impl", ""))
     )
 

@@ -22,6 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from jgraph._errors import GraphFormatError, InputError
+from jgraph._json import parse_json
 
 GRAPH = "graph.json"
 STATE = "state.safetensors"
@@ -41,8 +42,6 @@ _DTYPES = {
 }
 
 _MAX_GRAPH_BYTES = 8 << 20
-_MAX_CONTAINERS = 400_000  # what makes JSON take most memory for its length
-_MAX_DEPTH = 120
 _MAX_RATIO = 200
 _MAX_DIRECTORY = 1 << 16
 _START, _END = b"PK\3\4", b"PK\5\6"
@@ -174,7 +173,18 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
         # Other compressions unpack without a bound.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise GraphFormatError(f"{entry.filename} must be deflated or stored as it is")
+<<<<<<< HEAD
     data = _graph(archive)
+=======
+    size, packed = entries[0].file_size, entries[0].compress_size
+    most = min(_MAX_GRAPH_BYTES, _MAX_RATIO * max(packed, 1))
+    if size > most:
+        raise GraphFormatError(
+            f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
+            f"{size}"
+        )
+    data = parse_json(_bytes(archive, entries[0], _MAX_GRAPH_BYTES), GRAPH)
+>>>>>>> 00def02758e00b5bf0f651fc3d0bcbae59fb70b8
     if len(entries) == 1:
         return data, {}
     if entries[1].compress_type != zipfile.ZIP_STORED:
@@ -186,6 +196,7 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
     return data, tensors
 
 
+<<<<<<< HEAD
 def _graph(archive: zipfile.ZipFile) -> Any:
     entry = archive.infolist()[0]
     size, packed = entry.file_size, entry.compress_size
@@ -214,6 +225,8 @@ def _parse(text: bytes) -> Any:
     raise GraphFormatError(f"{GRAPH} must be nested at most {_MAX_DEPTH} deep")
 
 
+=======
+>>>>>>> 00def02758e00b5bf0f651fc3d0bcbae59fb70b8
 def _tensors(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays; safetensors' own reader for numpy lacks the types that JAX adds to it."""
     return {
@@ -235,17 +248,6 @@ def _entry(name: str, compression: int) -> zipfile.ZipInfo:
     entry.compress_type = compression
     entry.external_attr = 0o644 << 16
     return entry
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise GraphFormatError(f"{GRAPH} has a key twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise GraphFormatError(f"{GRAPH} must be JSON, which has no {name}")
 
 
 def _umask() -> int:
