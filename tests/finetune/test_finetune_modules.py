@@ -46,8 +46,10 @@ def test_a_module_gives_what_its_source_gives(pictures, module, unfreeze):
     ]
     with_source, without = runs
     assert without.metrics["accuracy"] == with_source.metrics["accuracy"]
-    found = [[p.probabilities for p in run.predict(str(pictures))] for run in runs]
-    np.testing.assert_allclose(*found, atol=2e-4)
+    first, second = (
+        np.stack([p.probabilities for p in run.predict(str(pictures))]) for run in runs
+    )
+    np.testing.assert_allclose(first, second, atol=2e-4)
 
 
 def test_the_run_is_a_module_itself(pictures, module):

@@ -173,18 +173,7 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
         # Other compressions unpack without a bound.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise GraphFormatError(f"{entry.filename} must be deflated or stored as it is")
-<<<<<<< HEAD
     data = _graph(archive)
-=======
-    size, packed = entries[0].file_size, entries[0].compress_size
-    most = min(_MAX_GRAPH_BYTES, _MAX_RATIO * max(packed, 1))
-    if size > most:
-        raise GraphFormatError(
-            f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
-            f"{size}"
-        )
-    data = parse_json(_bytes(archive, entries[0], _MAX_GRAPH_BYTES), GRAPH)
->>>>>>> 00def02758e00b5bf0f651fc3d0bcbae59fb70b8
     if len(entries) == 1:
         return data, {}
     if entries[1].compress_type != zipfile.ZIP_STORED:
@@ -196,7 +185,6 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
     return data, tensors
 
 
-<<<<<<< HEAD
 def _graph(archive: zipfile.ZipFile) -> Any:
     entry = archive.infolist()[0]
     size, packed = entry.file_size, entry.compress_size
@@ -206,27 +194,9 @@ def _graph(archive: zipfile.ZipFile) -> Any:
             f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
             f"{size}"
         )
-    return _parse(_bytes(archive, entry, _MAX_GRAPH_BYTES))
+    return parse_json(_bytes(archive, entry, _MAX_GRAPH_BYTES), GRAPH)
 
 
-def _parse(text: bytes) -> Any:
-    containers = text.count(b"[") + text.count(b"{")
-    if containers > _MAX_CONTAINERS:
-        raise GraphFormatError(
-            f"{GRAPH} must have at most {_MAX_CONTAINERS} lists and objects, got {containers}"
-        )
-    data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    level = [data]
-    for _ in range(_MAX_DEPTH):
-        parents = [x for x in level if isinstance(x, (dict, list))]
-        level = [y for x in parents for y in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return data
-    raise GraphFormatError(f"{GRAPH} must be nested at most {_MAX_DEPTH} deep")
-
-
-=======
->>>>>>> 00def02758e00b5bf0f651fc3d0bcbae59fb70b8
 def _tensors(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays; safetensors' own reader for numpy lacks the types that JAX adds to it."""
     return {
