@@ -102,8 +102,9 @@ def _is_bad_on_host(a: np.ndarray, infinite: bool) -> bool:
     if a.dtype in (np.float32, np.float64):
         flat = a.ravel()
         # One pass, and NaN or infinite wherever an element is.
-        if np.isfinite(flat.dot(flat)):
-            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(flat.dot(flat)):
+                return False
     return not np.isfinite(a).all() if infinite else bool(np.isnan(a).any())
 
 

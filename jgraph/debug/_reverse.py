@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jgraph._eager import THREAD
+from jgraph._eager import THREAD, as_array
 from jgraph.debug import _private as private
 from jgraph.debug._frames import Place, Places
 from jgraph.debug._nonfinite import backward_of, check_pulled
@@ -95,6 +95,7 @@ class Tape(Differentiating):
             return super().process_custom_jvp_call(
                 primitive, fun, jvp, args, symbolic_zeros=symbolic_zeros
             )
+        args = self.arrays(args)
         # The rule is linear in its tangents, so at any of them it has the same transpose.
         inner = Tape(self.parent, self.sealed(args))
         with private.set_current_trace(self.parent):
@@ -118,6 +119,7 @@ class Tape(Differentiating):
         alive = self.alive(args)
         if not alive:
             return super().process_custom_vjp_call(primitive, fun, fwd, bwd, args, **params)
+        args = self.arrays(args)
         with private.set_current_trace(Differentiating(self.parent, self.sealed(args))):
             flat = fwd.call_wrapped(*(x for i, a in enumerate(args) for x in (a, i in alive)))
         _, tree, forwarded = params["out_trees"]()
@@ -200,7 +202,7 @@ def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **options
     if THREAD.mode is None or options or not runs_at_once(parent):
         return private.vjp(fun, *primals, has_aux=has_aux, **options)
     leaves, tree = jax.tree.flatten(primals)
-    leaves = [own(parent, x) if is_inexact(x) else x for x in leaves]
+    leaves = [own(parent, x) if is_inexact(x) else as_array(x) for x in leaves]
     tape = Tape(parent)
     tape.live.update((id(x), x) for x in leaves if is_inexact(x))
     with private.set_current_trace(tape):
