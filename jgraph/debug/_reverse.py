@@ -96,8 +96,31 @@ class Tape(Differentiating):
                 primitive, fun, jvp, args, symbolic_zeros=symbolic_zeros
             )
         args = self.arrays(args)
-        # The rule is linear in its tangents, so at any of them it has the same transpose.
-        inner = Tape(self.parent, self.sealed(args))
+        try:
+            return self._record_rule(primitive, jvp, args, alive, symbolic_zeros=symbolic_zeros)
+        except _OnlyTransposedError:
+            pass
+
+        def call(*given: Any) -> Any:
+            functions = private.call_again(fun), private.call_again(jvp)
+            params = {"subfuns": functions, "symbolic_zeros": symbolic_zeros}
+            return private.bind_custom(private.current_trace(), primitive, given, params)
+
+        private.call_again(jvp)
+        with private.set_current_trace(Differentiating(self.parent, self.sealed(args))):
+            outputs = private.call_again(fun).call_wrapped(*args)
+        node = self.record(primitive.name, args, alive, list(outputs))
+        node.pull = lambda node, cotangents: _vjp(call, alive)(node.args, cotangents)
+        return node.outputs
+
+    def _record_rule(
+        self, primitive: Any, jvp: Any, args: Any, alive: list[int], *, symbolic_zeros: bool
+    ) -> Any:
+        """Run a jax.custom_jvp's rule on plain arrays, and record what it does to tangents.
+
+        The rule is linear in them, so at any of them it has the same transpose.
+        """
+        inner = _Rule(self.parent, self.sealed(args))
         with private.set_current_trace(self.parent):
             tangents = [
                 jnp.ones_like(x) if i in alive else private.no_tangent(x, symbolic=symbolic_zeros)
@@ -189,6 +212,24 @@ class Tape(Differentiating):
                     self.live.pop(id(x), None)
                 self._nodes.pop()
         return [found[id(x)] if id(x) in found else zeros_like(x) for x in leaves]
+
+
+class _OnlyTransposedError(Exception):
+    """An operation on tangents can't be run: it is made to be transposed."""
+
+
+class _Rule(Tape):
+    """Records what a rule does to tangents."""
+
+    def apply(self, primitive: Any, args: Any, params: Any) -> list[Any]:
+        try:
+            return super().apply(primitive, args, params)
+        except FloatingPointError:
+            raise
+        except Exception as error:
+            if self.alive(args):
+                raise _OnlyTransposedError from error
+            raise
 
 
 def _taken(found: dict[int, Any], x: Any) -> Any:
