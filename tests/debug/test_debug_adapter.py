@@ -115,7 +115,7 @@ def test_conditions_log_messages_steps_and_changed_variables() -> None:
         assert session.evaluate(stop, "scale") == "1.0"
         assert session.set_variable(stop, "scale", "2.0") == "2.0"
         session.go_on(stop)
-        # The condition on the loss fails there now: it is the third step's that is met next.
+        # Twice that loss is above 4.1 at the end of the step: the third is the next that stops.
         stop = at(session.next_stop(), program, "loss")
         session.go_on(stop)
         stop = at(session.next_stop(), program, "step")
@@ -127,7 +127,7 @@ def test_conditions_log_messages_steps_and_changed_variables() -> None:
     # A loss twice as large has another gradient, so Adam goes another way.
     assert found[2] != LOSSES[2]
     assert float(found[2]) == pytest.approx(float(LOSSES[2]), rel=1e-2)
-    logged = re.findall(r"carry (-?\d+\.\d+) , 20", session.printed())
+    logged = re.findall(r"carry (-?\d+\.\d+), 20", session.printed())
     assert len(logged) == 2 * STEPS
     # Each pair is the scan's two turns: the second multiplies by 0.8.
     first, second = map(float, logged[:2])
