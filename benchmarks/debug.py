@@ -1,10 +1,10 @@
 """Debug mode beside compiled: one training step, in turn, with the same data and optimizer.
 
 Three networks of the size that a person debugs with: an MLP, a small CNN with BatchNorm and
-dropout, and a GPT of one block. Each is trained by `jgraph.train.make_step`, compiled and in both levels of
-debug mode; `jax.disable_jit` stands beside them, which is what there was before. Wall time, since
-compiled steps spread over threads. The first steps, which compile, aren't counted: a compiled step
-once, and debug mode until the backward of each operation is compiled.
+dropout, and a GPT of one block. Each is trained by `jgraph.train.make_step`, compiled and in both
+levels of debug mode; `jax.disable_jit` stands beside them, which is what there was before. Wall
+time, since compiled steps spread over threads. The first steps, which compile, aren't counted: a
+compiled step once, and debug mode until the backward of each operation is compiled.
 
 What must hold: at most 5 times for the CNN.
 """
