@@ -11,4 +11,5 @@ from jgraph.debug._mode import debuggable as debuggable
 from jgraph.debug._mode import executing_eagerly as executing_eagerly
 from jgraph.debug._mode import remat as remat
 from jgraph.debug._notes import explain as explain
+from jgraph.debug._notes import explained as explained
 from jgraph.debug._numpy import numpy as numpy
