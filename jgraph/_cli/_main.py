@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from jgraph._cli._doctor import add_doctor
 from jgraph._cli._graphs import add_draw, add_inspect
 from jgraph._cli._hub import add_hub
 from jgraph._cli._interrupt import interrupts_that_arrive
@@ -25,7 +26,8 @@ EXAMPLES = """\
   jgraph predict runs/latest photo.jpg       what is on the photo?
   jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
   jgraph draw runs/latest network.html       what does its network look like?
-  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune"""
+  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune
+  jgraph doctor                              does jgraph work here?"""
 
 
 # The disk is full, a quota is, or a file may not grow further.
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's own.
 
     Returns:
-        The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
-        130 after Ctrl-C.
+        The exit code: 0; 1 where `doctor` finds something broken; 2 with one sentence on standard
+        error for input that can't be used; 130 after Ctrl-C.
     """
     # Names of files needn't be text, and a terminal needn't know every letter.
     for stream in (sys.stdout, sys.stderr):
@@ -105,6 +107,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--debug", action="store_true", help="run op by op, so that breakpoints stop"
         )
+    made["doctor"] = add_doctor(commands)
     if not argv:
         parser.print_help()
         raise SystemExit(0)

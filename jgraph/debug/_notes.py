@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,16 @@ from jgraph.debug._frames import place_of_error
 
 _MARK = "jgraph: "
 _LONGEST = 300
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Explain what is raised in the context; see `explain`."""
+    try:
+        yield
+    except Exception as error:
+        explain(error)
+        raise
 
 
 def explain(error: BaseException) -> None:

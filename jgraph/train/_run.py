@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ from jgraph.train._step import Step
 # Calls handed to the device before the oldest must have ended: enough to keep it busy, few enough
 # that the batches they hold fit.
 _MAX_IN_FLIGHT = 4
-
-_logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(InputError, FloatingPointError):
@@ -151,27 +148,27 @@ class Run:
         bad_step = int(call.health.bad_step)
         if bad_step:
             loss = float(call.health.bad_loss)
-            where = self._locate(call, bad_step)
+            where, cause = self._locate(call, bad_step)
             if where is None and math.isfinite(loss):
                 where = (
                     "loss and gradients are finite, so it is the optimizer's own numbers, such as "
                     "its learning rate"
                 )
-            raise NonFiniteError(bad_step, loss, where)
+            raise NonFiniteError(bad_step, loss, where) from cause
 
     def _settle_until(self, step: int) -> None:
         while self._in_flight and self._in_flight[0].first <= step:
             self._settle()
 
-    def _locate(self, call: _Call, bad_step: int) -> str | None:
+    def _locate(self, call: _Call, bad_step: int) -> tuple[str | None, Exception | None]:
+        """Say what made a step not finite; with the error, if the step raises where it can."""
         batch = call.work.batch
         if call.work.steps > 1:
             batch = jax.tree.map(lambda x: x[bad_step - call.first], batch)
         try:
-            return self._step.locate(batch)
-        except Exception as error:  # noqa: BLE001  what matters is the step, which is known
-            _logger.warning("step %d could not be replayed: %s", bad_step, error)
-            return None
+            return self._step.locate(batch), None
+        except Exception as error:  # noqa: BLE001  such as a loss that sees its labels' values now
+            return f"taken again in debug mode it raised {type(error).__name__}: {error}", error
 
     def _close_window(self) -> None:
         window = self._step.take_window()

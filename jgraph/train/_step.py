@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
 from jgraph._replicas import replica_key
-from jgraph.debug import describe_bad, locate
+from jgraph.debug import describe_bad, explained, locate
 from jgraph.distribute import Strategy, own
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
 from jgraph.train._carry import Carry, Flat, Health, State
@@ -91,7 +91,7 @@ class Step:
             update: scalars that are still being computed. If the loss or an update wasn't finite,
             this and all later steps leave the model as it is; `health` names the step.
         """
-        return self.function(self._started(batch), batch)[1]
+        return self._run(self.function, self._started(batch), batch)[1]
 
     def graph(self, batch: Any) -> Graph:
         """Trace the step for a batch without running it; see `jgraph.function`.
@@ -142,9 +142,9 @@ class Step:
     def advance(self, batch: Any, *, stacked: bool = False) -> Health:
         """Take a step, or one step for each of several stacked batches."""
         if not stacked:
-            return Health(*self.function(self._started(batch), batch)[0])
+            return Health(*self._run(self.function, self._started(batch), batch)[0])
         carry = self._started(batch, stacked=True)
-        return Health(*self._steps(carry, batch)[0])
+        return Health(*self._run(self._steps, carry, batch)[0])
 
     @property
     def started(self) -> bool:
@@ -164,6 +164,17 @@ class Step:
         empty = jax.tree.map(jnp.zeros_like, carry.window)
         variable.set_raw_value(self._flat.pack(carry._replace(window=empty)))
         return carry.window
+
+    @staticmethod
+    def _run(function: Callable[..., Any], carry: nnx.Variable[Any], batch: Any) -> Any:
+        """Take a step; where debug mode stops it, say so if the batch had brought the NaN along."""
+        try:
+            return function(carry, batch)
+        except FloatingPointError as error:
+            bad = describe_bad(batch, "the batch")
+            if bad:
+                error.add_note(f"jgraph: {bad}")
+            raise
 
     # Before the first step.
 
@@ -239,7 +250,7 @@ class Step:
     def _forward(self, params: Leaves, rest: Leaves, batch: Any) -> tuple[Measured, Leaves]:
         mine = tuple(map(replica_key, rest))
         model = self.binding.merge(params, mine, train=True)
-        with module_scopes([("model", model)]), synchronised(model):
+        with module_scopes([("model", model)]), synchronised(model), explained():
             measured = measure_loss(self._loss_fn, model, batch)
         new = self.binding.read_rest(model, mine)
         # What rests is what it was before: a replica's own keys are made anew at each step.
