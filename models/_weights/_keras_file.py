@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,8 @@ _ARCHIVED = "model.weights.h5"
 # Far more than any of our networks has; links can make a small file look endless.
 _MOST_OBJECTS = 20_000
 _DEEPEST = 12
-_LONGEST_ATTRIBUTE = 1 << 20
 # Layers that Keras named itself: by their class and a counter of the whole process.
-_COUNTED = re.compile(r"(conv2d|depthwise_conv2d|batch_normalization|dense)(_\d+)?")
+_COUNTED = re.compile(r"(conv2d|depthwise_conv2d|batch_normalization|dense)(?:_(\d{1,9}))?")
 # Keras 2 called the kernels of depthwise convolutions otherwise.
 _RENAMED = {"depthwise_kernel": "kernel"}
 
@@ -57,8 +56,8 @@ def read_keras_file(
 
     Returns:
         The weights by their names: `layer/variable` for .h5, where layers that Keras named
-        itself are counted in the order of the file, as Keras loads them; otherwise the path in
-        the file, such as `layers/conv2d_1/vars/0`.
+        itself are counted from 0 (`conv2d`, `conv2d_1`, …) in the order in which they were made;
+        otherwise the path in the file, such as `layers/conv2d_1/vars/0`.
 
     Raises:
         InputError: there is no such file, or h5py is not installed.
@@ -127,33 +126,40 @@ def _unpacked(data: bytes) -> bytes:
 def _read_file(file: h5py.File, size: int) -> dict[str, np.ndarray]:
     walk = _Walk(size)
     if "layers" in file:
-        names = walk.arrays(walk.group(file, "layers"), "layers/")
-        return _distinct((name, array) for name, array in names if "/vars/" in name)
-    root = walk.group(file, "model_weights") if "model_weights" in file else file
-    order = _texts(root, "layer_names")
-    if not order:
-        raise _BrokenFileError(
-            "it has neither the layers of .weights.h5 nor the layer_names of .h5"
-        )
-    return _distinct(_named_layers(walk, root, order))
+        arrays = walk.arrays(walk.group(file, "layers"), "layers/")
+        found = _distinct((name, array) for name, array in arrays if "/vars/" in name)
+    else:
+        root = walk.group(file, "model_weights") if "model_weights" in file else file
+        found = _distinct(_named_layers(walk, root))
+    if not found:
+        raise _BrokenFileError("it holds no weights of layers")
+    return found
 
 
-def _named_layers(
-    walk: _Walk, root: h5py.Group, order: list[str]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _named_layers(walk: _Walk, root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
+    layers: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for path, array in walk.arrays(root, ""):
+        layer, _, variable = path.partition("/")
+        variable = variable.split("/")[-1].removesuffix(":0")
+        layers.setdefault(layer, []).append((_RENAMED.get(variable, variable), array))
+    names = _counted_anew(layers)
+    return ((f"{names[k]}/{variable}", x) for k, arrays in layers.items() for variable, x in arrays)
+
+
+def _counted_anew(layers: Iterable[str]) -> dict[str, str]:
+    """Return names for layers, with those that Keras counted over a process counted from 0.
+
+    The order of layers in the file is an attribute of strings that may all point to one long one;
+    it isn't read, and the numbers say in which order the layers were made.
+    """
+    names = {layer: layer for layer in layers}
+    matches = [match for layer in names if (match := _COUNTED.fullmatch(layer))]
     counts: Counter[str] = Counter()
-    for layer in order:
-        arrays = list(walk.arrays(walk.group(root, layer), ""))
-        if not arrays:
-            continue
-        name = layer
-        if match := _COUNTED.fullmatch(layer):
-            kind = match[1]
-            name = f"{kind}_{counts[kind]}" if counts[kind] else kind
-            counts[kind] += 1
-        for path, array in arrays:
-            variable = path.split("/")[-1].removesuffix(":0")
-            yield f"{name}/{_RENAMED.get(variable, variable)}", array
+    for match in sorted(matches, key=lambda match: int(match[2] or 0)):
+        kind = match[1]
+        names[match[0]] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+        counts[kind] += 1
+    return names
 
 
 def _distinct(arrays: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -163,22 +169,6 @@ def _distinct(arrays: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]
             raise _BrokenFileError(f"two of its weights are called {name}")
         found[name] = array
     return found
-
-
-def _texts(group: h5py.Group, name: str) -> list[str]:
-    """Return a list of names that Keras keeps as an attribute, in parts where it is long."""
-    if name in group.attrs:
-        parts = [name]
-    else:
-        parts = [part for i in range(100) if (part := f"{name}{i}") in group.attrs]
-    texts = []
-    for part in parts:
-        attribute = group.attrs.get_id(part)
-        # Strings of variable length may all point to the same long one.
-        if attribute.dtype.kind != "S" or attribute.get_storage_size() > _LONGEST_ATTRIBUTE:
-            raise _BrokenFileError(f"its attribute {part} is not a short list of names")
-        texts += [text.decode("utf-8") for text in np.asarray(group.attrs[part]).ravel().tolist()]
-    return texts
 
 
 class _Walk:

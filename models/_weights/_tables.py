@@ -136,7 +136,7 @@ def keras_names(
 
     Args:
         rows: the layers. The name "" stands for one that Keras named: by its class and how many
-            of them came before, in the order of the file.
+            of them were made before.
         use_bias: whether convolutions have biases.
         use_scale: whether normalisations have scales.
 

@@ -11,8 +11,9 @@ _TORCH_STEM = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"),
     *("Conv2d_3b_1x1", "Conv2d_4a_3x3"),
 )
-# Keras leaves its layers without names of their own, and lists those of a block by how far they
-# are from its end: the convolutions of each kind of block, by torchvision's names, in that order.
+# Keras makes its layers, without names of their own, in the order of ours. Its newer files list
+# those of a block by how far they are from its end: the convolutions of each kind of block, by
+# torchvision's names, in that order.
 _KERAS_ORDERS = (
     (
         *("branch3x3dbl_1", "branch5x5_1", "branch3x3dbl_2", "branch1x1"),
@@ -41,10 +42,13 @@ def _conv_norm(path: str, name: str) -> tuple[Row, Row]:
     )
 
 
+def _names(spec: InceptionBlockSpec) -> tuple[str, ...]:
+    return tuple(c.name for branch in spec.branches for c in (*branch.convs, *branch.split))
+
+
 def _block(index: int, spec: InceptionBlockSpec) -> Iterable[Row]:
-    for branch in spec.branches:
-        for conv in (*branch.convs, *branch.split):
-            yield from _conv_norm(f"blocks/{index}/{conv.name}", f"{spec.name}.{conv.name}")
+    for name in _names(spec):
+        yield from _conv_norm(f"blocks/{index}/{name}", f"{spec.name}.{name}")
 
 
 def _torch(config: InceptionV3Config) -> WeightNames:
@@ -59,14 +63,13 @@ def _torch(config: InceptionV3Config) -> WeightNames:
 
 
 def _keras_order(spec: InceptionBlockSpec) -> tuple[str, ...]:
-    names = {conv.name for branch in spec.branches for conv in (*branch.convs, *branch.split)}
-    return next(order for order in _KERAS_ORDERS if set(order) == names)
+    return next(order for order in _KERAS_ORDERS if set(order) == set(_names(spec)))
 
 
 def _keras(config: InceptionV3Config, *, v3: bool) -> WeightNames:
     rows = [row for index in range(len(_TORCH_STEM)) for row in _conv_norm(f"stem/{index}", "")]
     for index, spec in enumerate(BLOCKS):
-        for name in _keras_order(spec):
+        for name in _keras_order(spec) if v3 else _names(spec):
             rows += _conv_norm(f"blocks/{index}/{name}", "")
     classifier = [Row("classifier", "linear", "predictions")]
     return keras_table(rows, classifier, v3=v3, use_scale=config.norm.use_scale)
