@@ -65,7 +65,7 @@ class BlockSpec:
         return self.stride == 1 and self.in_channels == self.out_channels
 
 
-def round_channels(channels: float) -> int:
+def round_channels(channels: int | float) -> int:
     """Return `channels` to the nearest multiple of eight, at most a tenth below.
 
     Source:

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -71,9 +72,7 @@ class InceptionBlock(nnx.Module):
         if branch.pool == "max":
             x_BHWC = nnx.max_pool(x_BHWC, (3, 3), (2, 2))
         elif branch.pool == "average":
-            x_BHWC = nnx.avg_pool(
-                x_BHWC, (3, 3), (1, 1), padding="SAME", count_include_pad=self.counts_rim
-            )
+            x_BHWC = _average_pool(x_BHWC, 3, 1, "SAME", counts_rim=self.counts_rim)
         for conv in branch.convs:
             x_BHWC = getattr(self, conv.name)(x_BHWC)
         return [getattr(self, conv.name)(x_BHWC) for conv in branch.split] or [x_BHWC]
@@ -98,7 +97,7 @@ class AuxiliaryHead(nnx.Module):
 
     def __call__(self, x_BHWC: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Return the logits, [B, K]."""
-        x_BHWC = nnx.avg_pool(x_BHWC, (5, 5), (3, 3))
+        x_BHWC = _average_pool(x_BHWC, 5, 3, "VALID")
         return self.classifier(self.conv1(self.conv0(x_BHWC)).mean((1, 2)))
 
 
@@ -211,6 +210,23 @@ class InceptionV3(PictureNetwork):
 
 
 _AUXILIARY_INDEX = [spec.name for spec in BLOCKS].index(AUXILIARY_AFTER)
+
+
+def _average_pool(
+    x_BHWC: Array, size: int, stride: int, padding: str, *, counts_rim: bool = True
+) -> Array:
+    # nnx.avg_pool divides by an integer, which strict dtype promotion refuses.
+    def window_sum(x_BHWC: Array) -> Array:
+        zero = np.zeros((), x_BHWC.dtype)
+        return jax.lax.reduce_window(
+            x_BHWC, zero, jax.lax.add, (1, size, size, 1), (1, stride, stride, 1), padding
+        )
+
+    if counts_rim:
+        return window_sum(x_BHWC) / (size * size)
+    return window_sum(x_BHWC) / jnp.broadcast_to(
+        window_sum(jnp.ones_like(x_BHWC[:1, :, :, :1])), x_BHWC.shape
+    )
 
 
 def _check_side(x_BHWC: Array, smallest: int) -> None:

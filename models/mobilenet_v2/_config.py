@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
@@ -97,7 +98,7 @@ class MobileNetV2Config:
         for expansion, base, repeats, stride in _STAGES:
             scaled = base * self.width
             # Keras cuts the fraction off before it rounds.
-            out_channels = round_channels(int(scaled) if self.origin == "keras" else scaled)
+            out_channels = round_channels(math.floor(scaled) if self.origin == "keras" else scaled)
             for index in range(repeats):
                 first = stride if index == 0 else 1
                 specs.append(BlockSpec(3, first, expansion, channels, out_channels))

@@ -91,7 +91,7 @@ def reference(name: str) -> dict[str, np.ndarray]:
 def h5_names(path: Path) -> dict[str, Any]:
     """Return the layers of a .h5 file in their order, with their arrays."""
     with h5py.File(path) as file:
-        root = file["model_weights"] if "model_weights" in file else file
+        root = file.get("model_weights", file)
         layers = {}
         for layer in root.attrs["layer_names"]:
             group = root[layer]
