@@ -18,8 +18,8 @@ LAYOUTS = (
     *("inception_v3-timm", "resnet50-timm", "mobilenet_v2-timm"),
     *("inception_v3-keras", "resnet50-keras", "mobilenet_v2-keras"),
 )
-_TORCH_KINDS = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
-_KERAS_KINDS = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+_TORCH_KINDS: dict[str, str] = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
+_KERAS_KINDS: dict[str, str] = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def torch_tensors(layout: str) -> dict[str, np.ndarray]:
         if leaf == "num_batches_tracked":
             tensors[name] = np.array(0)
             continue
-        kind = _TORCH_KINDS.get(leaf, leaf)
+        kind = _TORCH_KINDS.get(leaf) or leaf
         if leaf == "weight" and f"{path}.running_mean" in described(layout)["tensors"]:
             kind = "scale"
         tensors[name] = fill(name, kind, tuple(shape), int(np.prod(shape[1:])))
@@ -56,7 +56,7 @@ def keras_layers(layout: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for name, (shape, _) in weights.items():
             leaf = name.split("/")[-1]
             fan_in = int(np.prod(shape[:2] if "depthwise" in layer else shape[:-1]))
-            kind = _KERAS_KINDS.get(leaf, leaf)
+            kind = _KERAS_KINDS.get(leaf) or leaf
             arrays[name] = fill(f"{layer}/{leaf}", kind, tuple(shape), fan_in)
         yield layer, arrays
 

@@ -1,6 +1,7 @@
 """Weight tables against the names and shapes that the peers wrote down, and strict loading."""
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -162,7 +163,9 @@ def test_weights_of_another_version_are_refused(mobilenet):
         load_weights(model, mobilenet)
 
 
-def test_only_our_networks_are_loaded(mobilenet):
+def test_only_our_networks_are_loaded(mobilenet, monkeypatch):
+    # Without the types of the tests, as a user runs it.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=r"takes one of EfficientNetLite, .*, got Linear; set_w"):
         load_weights(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), mobilenet)  # type: ignore[arg-type]
 

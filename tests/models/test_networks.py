@@ -19,10 +19,11 @@ from jgraph.models import (
     ResNet,
     ResNetConfig,
 )
-from jgraph.models._build import load_network, new_network
+from jgraph.models._build import fill_network, load_network, new_network
 from jgraph.models._create import _NETWORKS
 from tests.models.network_outputs import errors, evaluated, in_float64, parameters, trained
 from tests.models.network_references import LAYOUTS, expected, keras_tensors, torch_tensors
+from tests.parity.network_fill import pictures
 
 PRESETS = {
     "inception_v3": (InceptionV3, InceptionV3Config.inception_v3),
@@ -90,19 +91,13 @@ def test_stages_cover_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "resnet50", "mobilenet_v2 keras"])
-def test_features_logits_and_maps_have_their_shapes(name):
-    make, preset = PRESETS[name]
+def test_feature_maps_have_their_shapes(name):
+    graph, state = nnx.split(abstract(name))
     x = jax.ShapeDtypeStruct((2, 97, 128, 3), jnp.float32)
-
-    def run(x):
-        model = make(preset(7), rngs=nnx.Rngs(0))
-        return model.feature_map(x), model.features(x), model(x)
-
-    maps, features, logits = jax.eval_shape(run, x)
-    assert features.shape == (2, maps.shape[-1])
-    assert logits.shape == (2, 7)
+    maps = jax.eval_shape(lambda state, x: nnx.merge(graph, state).feature_map(x), state, x)
     # Inception's first layers have no padding; the others round up at each of five halvings.
-    assert maps.shape[1:3] == ((1, 2) if name == "inception_v3" else (4, 4))
+    places = (1, 2) if name == "inception_v3" else (4, 4)
+    assert maps.shape == (2, *places, abstract(name).feature_size)
 
 
 def test_auxiliary_logits_come_from_the_middle():
@@ -123,31 +118,32 @@ def test_auxiliary_logits_come_from_the_middle():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("config", "choices", "message"),
     [
-        (lambda: ResNetConfig((3, 4, 6)), r"depths must be .* of four stages, got \(3, 4, 6\)"),
-        (lambda: ResNetConfig((1, 1, 1, 1), "caffe"), "origin must be one of torchvision, keras, "),
-        (lambda: MobileNetV2Config(0.0), "width must be positive, got 0.0"),
-        (lambda: MobileNetV2Config(num_classes=-1), "num_classes must be 0 .* got -1"),
-        (lambda: InceptionV3Config("keras", auxiliary=True), "auxiliary needs origin 'torchv"),
-        (lambda: InceptionV3Config(num_classes=0, auxiliary=True), "num_classes of 1 or more"),
+        (ResNetConfig, {"depths": (3, 4, 6)}, r"depths must be .* of four stages, got \(3, 4, 6\)"),
+        (MobileNetV2Config, {"origin": "caffe"}, "origin must be one of torchvision, keras, got '"),
+        (MobileNetV2Config, {"width": 0.0}, "width must be positive, got 0.0"),
+        (MobileNetV2Config, {"num_classes": -1}, "num_classes must be 0 .* got -1"),
+        (InceptionV3Config, {"origin": "keras", "auxiliary": True}, "auxiliary needs origin 'torc"),
+        (InceptionV3Config, {"num_classes": 0, "auxiliary": True}, "num_classes of 1 or more"),
     ],
 )
-def test_configs_must_make_sense(make, message, monkeypatch):
+def test_configs_must_make_sense(config, choices, message, monkeypatch):
     # Without the types of the tests, as a user runs it.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=message):
-        make()
+        config(**choices)
 
 
 def test_widths_of_mobilenet_are_rounded_as_published():
     # torchvision.models.mobilenet_v2(width_mult=0.35) and keras's alpha=0.35: 96 x 0.35 = 33.6.
-    for origin in ("torchvision", "keras"):
-        config = MobileNetV2Config(0.35, origin)
+    for config in (MobileNetV2Config(0.35), MobileNetV2Config(0.35, "keras")):
         assert [b.out_channels for b in config.blocks[-5:]] == [32, 56, 56, 56, 112]
         assert (config.stem_channels, config.feature_size) == (16, 1280)
-    # Keras cuts 53.6 off to 53: with 8 of 10 that is another multiple of eight.
     assert MobileNetV2Config(1.4).feature_size == 1792
+    # 24 x 0.371 = 8.9, more than a tenth above 8; Keras cuts it off to 8 first.
+    assert MobileNetV2Config(0.371).blocks[1].out_channels == 16
+    assert MobileNetV2Config(0.371, "keras").blocks[1].out_channels == 8
 
 
 def load(name: str) -> PictureNetwork:
@@ -195,9 +191,6 @@ def test_auxiliary_logits_equal_torchvisions():
     tensors = torch_tensors("inception_v3-torchvision")
     config = InceptionV3Config.inception_v3(10, auxiliary=True)
     model = new_network(InceptionV3, config, nnx.Rngs(0))
-    from jgraph.models._build import fill_network
-    from tests.parity.network_fill import pictures
-
     fill_network(model, _NETWORKS["inception_v3"].layouts, tensors, partial=False, source="file")
     model.eval()
     x = jnp.asarray(pictures("large", (2, 299, 299, 3)))
@@ -206,12 +199,13 @@ def test_auxiliary_logits_equal_torchvisions():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inception_v3", "resnet50", "mobilenet_v2"])
 def test_new_networks_pass_their_signal_on(name):
     make, preset = PRESETS[name]
     model = new_network(make, preset(5), nnx.Rngs(0))
     model.train()
-    x = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
+    x = jax.random.normal(jax.random.key(0), (4, 80, 80, 3))
     logits = nnx.jit(lambda model, x: model(x))(model, x)
     assert logits.shape == (4, 5)
     assert 1e-2 < float(jnp.std(logits)) < 10

@@ -26,8 +26,9 @@ from tests.models.network_outputs import (
 from tests.models.network_references import LAYOUTS, expected
 
 SUFFIXES = {"keras": (".h5", ".weights.h5", ".keras")}
-# Of a step in float32, gradients are in the report alone: see in_float64.
-LIMITS = {"logits": 2e-5, "features": 2e-5, "train_logits": 1e-4, "statistics": 1e-4}
+# Of a step in float32, gradients are in the report alone: see in_float64. Inception V3's last
+# statistics are of four numbers here: torch's own float32 is 5e-4 from its float64.
+LIMITS = {"logits": 2e-5, "features": 2e-5, "train_logits": 2e-3, "statistics": 5e-4}
 LIMITS_64 = {"train_logits": 1e-10, "gradients": 1e-7, "statistics": 1e-10}
 
 

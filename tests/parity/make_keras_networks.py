@@ -2,15 +2,17 @@
 
     python -m venv peers && . peers/bin/activate
     pip install keras==3.15.1 tensorflow-cpu==2.21.0 h5py
-    KERAS_BACKEND=tensorflow python tests/parity/make_keras_networks.py tests/data/networks [FOLDER]
+    export PYTHONPATH=. KERAS_BACKEND=tensorflow
+    python tests/parity/make_keras_networks.py tests/data/networks FOLDER
 
 For each network: a .json with the names, shapes and types of its weights in both formats and its
 number of parameters, and a .npz with what it computes with the weights of network_fill.py, in
-float64. With FOLDER, the weights also as Keras writes them, for compare_networks.py. Two small
-files of each format, of a few layers of every kind, are in tests/data/keras_files.
+float64. In FOLDER, the weights as Keras writes them, for compare_networks.py. A small file of each
+format, with a layer of every kind, is in tests/data/keras_files.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
 # The reference libraries are in no extra of jgraph.
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-import tensorflow as tf
-from network_fill import CLASSES, PICTURES, fill, pictures, probe
+import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
+
+from tests.parity.network_fill import CLASSES, PICTURES, fill, pictures, probe
 
 NETWORKS = {
     "inception_v3": keras.applications.InceptionV3,
@@ -91,7 +94,7 @@ def reference(name: str) -> dict[str, np.ndarray]:
 def h5_names(path: Path) -> dict[str, Any]:
     """Return the layers of a .h5 file in their order, with their arrays."""
     with h5py.File(path) as file:
-        root = file.get("model_weights", file)
+        root: Any = file.get("model_weights", file)
         layers = {}
         for layer in root.attrs["layer_names"]:
             group = root[layer]

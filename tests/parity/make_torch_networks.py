@@ -2,14 +2,15 @@
 
     python -m venv peers && . peers/bin/activate
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 safetensors
-    python tests/parity/make_torch_networks.py tests/data/networks [FOLDER]
+    PYTHONPATH=. python tests/parity/make_torch_networks.py tests/data/networks [FOLDER]
 
 For each network: a .json with the names, shapes and types of its tensors and its number of
 parameters, and a .npz with what it computes with the weights of network_fill.py, in float64. With
 FOLDER, the weights also as torch.save and safetensors write them, for compare_networks.py.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
 # The reference libraries are in no extra of jgraph.
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from network_fill import CLASSES, fill, pictures, probe
 from safetensors.torch import save_file
+
+from tests.parity.network_fill import CLASSES, fill, pictures, probe
 
 # torchvision's own operators are built for one build of torch; networks need none of them.
 for _name in ("nms", "qnms"):
