@@ -55,7 +55,9 @@ def add_hub(commands: Any) -> Parser:
         help="publish, fetch and look at modules",
         description="Publish, fetch and look at modules: networks that run without their source.",
     )
-    parser.set_defaults(run=lambda args: parser.error("name a command: publish, info, pull, …"))
+    parser.set_defaults(
+        run=lambda args: parser.error("name a command: publish, info, pull, push, cache")
+    )
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
 
     publish = _add(parts, "publish", PUBLISH, "make a module of a run", _publish)

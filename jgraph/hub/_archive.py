@@ -197,8 +197,8 @@ def _write(
 
 
 def _copy(
-    source: io.BufferedIOBase,
-    target: io.BufferedIOBase,
+    source: Any,
+    target: Any,
     left: int | None = None,
     archive: Path | None = None,
     most: int = 0,

@@ -179,7 +179,7 @@ def test_a_network_by_its_name():
 class Small(nnx.Module):
     """What stands in for a published network."""
 
-    preprocessing = Preprocessing(8, 9, "bilinear", (127.0,) * 3, (128.0,) * 3)
+    preprocessing = Preprocessing(8, 9, "bilinear", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
     class_names = ("dark", "bright")
 
     def __init__(self):
