@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from flax import nnx
 
 import jgraph as jg
 from jgraph._cli import main
@@ -60,7 +61,8 @@ def test_an_archive_has_the_same_bytes_each_time(line, tmp_path):
 
 def test_a_module_is_pushed_with_the_weights_it_has(line, tmp_path):
     layer = jg.hub.load(line).as_nnx(trainable=True)
-    layer.bias[...] = layer.bias[...] + 5.0
+    bias = nnx.state(layer)["bias"]
+    nnx.update(layer, {"bias": bias[...] + 5.0})
     place = jg.hub.push(layer.module(), tmp_path / "tuned.zip")
     tuned = jg.hub.load(place)
     np.testing.assert_allclose(tuned(X), jg.hub.load(line)(X) + 5.0, rtol=1e-6)
@@ -251,7 +253,7 @@ def test_a_label_can_not_steer_the_terminal(line, tmp_path, capsys):
         tmp_path / "m",
         manifest,
         module.weights,
-        write_files=lambda to: jg.hub._transfer._copy(line, ["programs/default.graph"], to),
+        write_files=lambda to: _transfer._copy(line, ["programs/default.graph"], to),
     )
     assert main(["hub", "info", str(path)]) == 0
     out = capsys.readouterr().out
