@@ -152,7 +152,8 @@ def first_program(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def compiled(module: Path, folder: Path, sandbox: Path) -> str:
     """A module with a program that nobody can check."""
-    return changed(**{"programs/default.stablehlo": b"ML\xefR"})(module, folder, sandbox)
+    files: dict[str, Any] = {"programs/default.stablehlo": b"ML\xefR"}
+    return changed(**files)(module, folder, sandbox)
 
 
 def extra(module: Path, folder: Path, sandbox: Path) -> str:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import fsspec
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -61,8 +62,8 @@ def test_an_archive_has_the_same_bytes_each_time(line, tmp_path):
 
 def test_a_module_is_pushed_with_the_weights_it_has(line, tmp_path):
     layer = jg.hub.load(line).as_nnx(trainable=True)
-    bias = nnx.state(layer)["bias"]
-    nnx.update(layer, {"bias": bias[...] + 5.0})
+    params = nnx.state(layer, nnx.Param)
+    nnx.update(layer, jax.tree.map(lambda x: x + 5.0 if x.shape == (1,) else x, params))
     place = jg.hub.push(layer.module(), tmp_path / "tuned.zip")
     tuned = jg.hub.load(place)
     np.testing.assert_allclose(tuned(X), jg.hub.load(line)(X) + 5.0, rtol=1e-6)
