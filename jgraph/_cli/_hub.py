@@ -55,7 +55,9 @@ def add_hub(commands: Any) -> Parser:
         help="publish, fetch and look at modules",
         description="Publish, fetch and look at modules: networks that run without their source.",
     )
-    parser.set_defaults(run=lambda args: parser.error("name a command: publish, info, pull, …"))
+    parser.set_defaults(
+        run=lambda args: parser.error(f"name a command: {', '.join(parts.choices)}")
+    )
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
 
     publish = _add(parts, "publish", PUBLISH, "make a module of a run", _publish)
@@ -89,7 +91,7 @@ def _add(parts: Any, name: str, examples: str, text: str, run: Any) -> Parser:
     parser = parts.add_parser(
         name, examples=examples, help=text, description=f"{text[0].upper()}{text[1:]}."
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

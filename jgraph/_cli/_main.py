@@ -118,7 +118,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         )
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        owner = made.get(args.command, parser)
+        owner = getattr(args, "parser", made.get(args.command, parser))
         name = unknown[0].split("=")[0]
         raise InputError(
             f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "

@@ -22,7 +22,7 @@ class Limits:
     """
 
     bytes: int = 16 << 30
-    files: int = 10_000
+    files: int = 2000
     seconds: float = 3600.0
 
     def check_bytes(self, found: int, what: str) -> None:

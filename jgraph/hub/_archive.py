@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jgraph._errors import ModuleFormatError, UnsafeModuleError
 from jgraph._handles import Limits
@@ -114,7 +114,7 @@ def pack(folder: Path, names: list[str], archive: Path) -> None:
 # Unpacking.
 
 
-def _reader(file: IO[bytes], archive: Path) -> Any:
+def _reader(file: io.BufferedIOBase, archive: Path) -> Any:
     start = file.read(512)
     if start.startswith(_ZIP):
         return _of_zip
@@ -125,7 +125,7 @@ def _reader(file: IO[bytes], archive: Path) -> Any:
     )
 
 
-def _of_zip(file: IO[bytes], archive: Path, most: int) -> Iterator[_Member]:
+def _of_zip(file: io.BufferedIOBase, archive: Path, most: int) -> Iterator[_Member]:
     length = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(_Bounded(file, archive)) as source:
         entries = source.infolist()
@@ -145,7 +145,7 @@ def _of_zip(file: IO[bytes], archive: Path, most: int) -> Iterator[_Member]:
                 raise _bad_name(archive, entry.filename)
 
 
-def _of_tar(file: IO[bytes], archive: Path, most: int) -> Iterator[_Member]:
+def _of_tar(file: io.BufferedIOBase, archive: Path, most: int) -> Iterator[_Member]:
     start = file.read(2)
     file.seek(0)
     stream: Any = gzip.GzipFile(fileobj=file) if start == _GZIP else file
@@ -197,8 +197,8 @@ def _write(
 
 
 def _copy(
-    source: IO[bytes],
-    target: IO[bytes],
+    source: Any,
+    target: Any,
     left: int | None = None,
     archive: Path | None = None,
     most: int = 0,
@@ -239,11 +239,16 @@ def _bomb(archive: Path, most: int) -> UnsafeModuleError:
 class _Bounded(io.BufferedReader):
     """A file of which not more is read at once than a directory may be long."""
 
-    def __init__(self, file: IO[bytes], archive: Path) -> None:
+    def __init__(self, file: io.BufferedIOBase, archive: Path) -> None:
         super().__init__(io.FileIO(file.fileno(), closefd=False))
         self._archive = archive
 
     def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = _MAX_READ + 1
+            data = super().read(size)
+            _check_read(len(data), self._archive)
+            return data
         _check_read(size, self._archive)
         return super().read(size)
 
@@ -251,7 +256,7 @@ class _Bounded(io.BufferedReader):
 class _Forward:
     """A stream that is only read forwards, not too much at once, and not too far."""
 
-    def __init__(self, stream: IO[bytes], archive: Path, most: int) -> None:
+    def __init__(self, stream: io.BufferedIOBase, archive: Path, most: int) -> None:
         self._stream, self._archive, self._most = stream, archive, most
         self._at = 0
 
@@ -277,6 +282,6 @@ class _Forward:
         """The file is its owner's."""
 
 
-def _check_read(size: int | None, archive: Path) -> None:
-    if size is None or not 0 <= size <= _MAX_READ:
+def _check_read(size: int, archive: Path) -> None:
+    if not 0 <= size <= _MAX_READ:
         raise UnsafeModuleError(f"{archive} has a header or a directory of {size} bytes")

@@ -33,7 +33,7 @@ WEIGHTS = "weights.safetensors"
 
 _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 4 << 20
-_MAX_FILES = 10_000
+_MAX_FILES = 2000
 _MAX_NAME = 200  # what every file system can hold, with the folder's own path before it
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")

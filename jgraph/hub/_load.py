@@ -44,9 +44,11 @@ def load(
         `hub.load`, TensorFlow Hub.
 
     Example:
-        >>> module = load("efficientnet_lite0")
-        >>> module.info("features").outputs["result"]["shape"]
-        ['b', 1280]
+        >>> from jgraph import hub
+        >>> hub.load("eficientnet_lite0")
+        Traceback (most recent call last):
+        ...
+        jgraph._errors.ModuleFormatError: there is no module 'eficientnet_lite0'; did you mean ...
     """
     folder = find_module(handle, limits or Limits())
     try:
