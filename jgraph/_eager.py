@@ -7,6 +7,8 @@ import threading
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _SAID = os.environ.get("JGRAPH_DEBUG", "").strip().lower()
 
@@ -32,3 +34,14 @@ def jit_is_off() -> bool:
     return THREAD.mode is not None or bool(
         jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     )
+
+
+def as_array(x: Any) -> Any:
+    """Return a number or an array of NumPy's as an array of JAX's, anything else as it is.
+
+    That is what a trace does to values of the program around it.
+    """
+    numbers = (np.ndarray, np.generic, bool, int, float, complex)
+    if not isinstance(x, numbers) or getattr(x, "dtype", None) == jax.dtypes.float0:
+        return x
+    return jnp.asarray(x)

@@ -1,5 +1,6 @@
 """Debug mode: breakpoints that stop, and values that are values."""
 
+from jgraph.debug._frames import is_users as is_users
 from jgraph.debug._friendly import value as value
 from jgraph.debug._locate import describe_bad as describe_bad
 from jgraph.debug._locate import locate as locate

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgraph._eager import THREAD
+from jgraph.debug import _control as control
 from jgraph.debug import _private as private
 from jgraph.debug import _transforms as transforms
 from jgraph.debug._forward import jvp
@@ -20,11 +21,15 @@ __all__ = ["is_plain", "private", "replacements", "self_test", "unwatched", "wat
 
 _NEW = {
     "batch": transforms.batch,
+    "cond": control.cond,
     "jvp": jvp,
     "remat": transforms.trace_to_jaxpr,
     "remat3": transforms.remat3,
+    "scan": control.scan,
+    "switch": control.switch,
     "trace_state": transforms.trace_state,
     "vjp": vjp,
+    "while_loop": control.while_loop,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jgraph._eager import THREAD
+from jgraph._eager import THREAD, as_array
 from jgraph.debug import _private as private
 from jgraph.debug._trace import Differentiating, is_inexact, own, runs_at_once, zeros_like
 
@@ -61,6 +61,7 @@ class Forward(Differentiating):
             return super().process_custom_jvp_call(
                 primitive, fun, jvp, args, symbolic_zeros=symbolic_zeros
             )
+        args = self.arrays(args)
         with private.set_current_trace(self.parent):
             tangents = [
                 self.tangent(x) if i in alive else private.no_tangent(x, symbolic=symbolic_zeros)
@@ -99,7 +100,7 @@ def jvp(fun: Callable[..., Any], primals: Any, tangents: Any, has_aux: bool = Fa
         return private.jvp(fun, primals, tangents, has_aux=has_aux)
     private.jvp(lambda *xs: xs, primals, tangents)  # refuses what doesn't fit, in JAX's words
     leaves, tree = jax.tree.flatten(primals)
-    leaves = [own(parent, x) if is_inexact(x) else x for x in leaves]
+    leaves = [own(parent, x) if is_inexact(x) else as_array(x) for x in leaves]
     trace = Forward(parent)
     trace.carry(leaves, jax.tree.leaves(tangents))
     with private.set_current_trace(trace):

@@ -49,10 +49,17 @@ class Place(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A running method of a module."""
+    """A running method of a module.
+
+    Attributes:
+        module: the module.
+        frame: of the innermost one of its methods that call each other.
+        caller: the frame that called the outermost one.
+    """
 
     module: Any
     frame: FrameType
+    caller: FrameType | None
 
 
 class Places:
@@ -88,8 +95,12 @@ def line_and_calls(frames: Iterable[tuple[FrameType, int]]) -> tuple[str | None,
         if line is None and is_users(code.co_filename):
             line = f"{os.path.basename(code.co_filename)}:{number}"
         module = _module_of(frame, code)
-        if module is not None and not (calls and calls[-1].module is module):
-            calls.append(Call(module, frame))
+        if module is None:
+            continue
+        if calls and calls[-1].module is module:
+            calls[-1] = calls[-1]._replace(caller=frame.f_back)
+        else:
+            calls.append(Call(module, frame, frame.f_back))
     return line, calls
 
 
@@ -164,7 +175,7 @@ def _is_module(x: Any) -> bool:
 
 def _name_of(call: Call) -> str:
     """Return what the caller of a module's method calls that module."""
-    frame = call.frame.f_back
+    frame = call.caller
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     names = frame.f_locals.items() if frame is not None else ()

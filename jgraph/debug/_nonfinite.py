@@ -102,7 +102,7 @@ def _is_bad_on_host(a: np.ndarray, infinite: bool) -> bool:
     if a.dtype in (np.float32, np.float64):
         flat = a.ravel()
         # One pass, and NaN or infinite wherever an element is.
-        with np.errstate(all="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(flat.dot(flat)):
                 return False
     return not np.isfinite(a).all() if infinite else bool(np.isnan(a).any())

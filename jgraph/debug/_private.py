@@ -14,6 +14,7 @@ import jax.extend.core
 from jax._src import ad_checkpoint, api, core
 from jax._src.ad_util import SymbolicZero, Zero, instantiate
 from jax._src.interpreters import batching
+from jax._src.lax.control_flow import conditionals, loops
 
 Trace = core.Trace
 EvalTrace = core.EvalTrace
@@ -31,6 +32,10 @@ PATCHED = {
     "batch": ((batching, "batch"),),
     "remat": ((ad_checkpoint, "_trace_to_jaxpr"),),
     "remat3": ((ad_checkpoint, "remat3"),),
+    "scan": ((loops, "scan"), (jax.lax, "scan")),
+    "while_loop": ((loops, "while_loop"), (jax.lax, "while_loop")),
+    "cond": ((conditionals, "cond"), (jax.lax, "cond")),
+    "switch": ((conditionals, "switch"), (jax.lax, "switch")),
     "trace_state": ((jax.extend.core, "get_opaque_trace_state"),),
 }
 
@@ -39,6 +44,8 @@ jvp = api._jvp
 batch = batching.batch
 trace_to_jaxpr = ad_checkpoint._trace_to_jaxpr
 remat3 = ad_checkpoint.remat3
+scan, while_loop = loops.scan, loops.while_loop
+cond, switch = conditionals.cond, conditionals.switch
 trace_state = jax.extend.core.get_opaque_trace_state
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jgraph._eager import THREAD
+from jgraph._eager import THREAD, as_array
 from jgraph.debug import _private as private
 from jgraph.debug._frames import Place, Places
 from jgraph.debug._nonfinite import backward_of, check_pulled
@@ -95,8 +95,32 @@ class Tape(Differentiating):
             return super().process_custom_jvp_call(
                 primitive, fun, jvp, args, symbolic_zeros=symbolic_zeros
             )
-        # The rule is linear in its tangents, so at any of them it has the same transpose.
-        inner = Tape(self.parent, self.sealed(args))
+        args = self.arrays(args)
+        try:
+            return self._record_rule(primitive, jvp, args, alive, symbolic_zeros=symbolic_zeros)
+        except _OnlyTransposedError:
+            pass
+
+        def call(*given: Any) -> Any:
+            functions = private.call_again(fun), private.call_again(jvp)
+            params = {"subfuns": functions, "symbolic_zeros": symbolic_zeros}
+            return private.bind_custom(private.current_trace(), primitive, given, params)
+
+        private.call_again(jvp)
+        with private.set_current_trace(Differentiating(self.parent, self.sealed(args))):
+            outputs = private.call_again(fun).call_wrapped(*args)
+        node = self.record(primitive.name, args, alive, list(outputs))
+        node.pull = lambda node, cotangents: _vjp(call, alive)(node.args, cotangents)
+        return node.outputs
+
+    def _record_rule(
+        self, primitive: Any, jvp: Any, args: Any, alive: list[int], *, symbolic_zeros: bool
+    ) -> Any:
+        """Run a jax.custom_jvp's rule on plain arrays, and record what it does to tangents.
+
+        The rule is linear in them, so at any of them it has the same transpose.
+        """
+        inner = _Rule(self.parent, self.sealed(args))
         with private.set_current_trace(self.parent):
             tangents = [
                 jnp.ones_like(x) if i in alive else private.no_tangent(x, symbolic=symbolic_zeros)
@@ -118,6 +142,7 @@ class Tape(Differentiating):
         alive = self.alive(args)
         if not alive:
             return super().process_custom_vjp_call(primitive, fun, fwd, bwd, args, **params)
+        args = self.arrays(args)
         with private.set_current_trace(Differentiating(self.parent, self.sealed(args))):
             flat = fwd.call_wrapped(*(x for i, a in enumerate(args) for x in (a, i in alive)))
         _, tree, forwarded = params["out_trees"]()
@@ -189,6 +214,24 @@ class Tape(Differentiating):
         return [found[id(x)] if id(x) in found else zeros_like(x) for x in leaves]
 
 
+class _OnlyTransposedError(Exception):
+    """An operation on tangents can't be run: it is made to be transposed."""
+
+
+class _Rule(Tape):
+    """Records what a rule does to tangents."""
+
+    def apply(self, primitive: Any, args: Any, params: Any) -> list[Any]:
+        try:
+            return super().apply(primitive, args, params)
+        except FloatingPointError:
+            raise
+        except Exception as error:
+            if self.alive(args):
+                raise _OnlyTransposedError from error
+            raise
+
+
 def _taken(found: dict[int, Any], x: Any) -> Any:
     known = found.pop(id(x), None)
     return zeros_like(x) if known is None else known
@@ -200,7 +243,7 @@ def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **options
     if THREAD.mode is None or options or not runs_at_once(parent):
         return private.vjp(fun, *primals, has_aux=has_aux, **options)
     leaves, tree = jax.tree.flatten(primals)
-    leaves = [own(parent, x) if is_inexact(x) else x for x in leaves]
+    leaves = [own(parent, x) if is_inexact(x) else as_array(x) for x in leaves]
     tape = Tape(parent)
     tape.live.update((id(x), x) for x in leaves if is_inexact(x))
     with private.set_current_trace(tape):

@@ -11,6 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jgraph._eager import as_array
 from jgraph.debug import _private as private
 from jgraph.debug._nonfinite import check
 
@@ -83,13 +84,13 @@ class Watch(Eager):
         self, primitive: Any, fun: Any, jvp: Any, args: Any, /, *, symbolic_zeros: bool
     ) -> Any:
         with private.set_current_trace(self):
-            return fun.call_wrapped(*args)
+            return fun.call_wrapped(*map(as_array, args))
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **params: Any
     ) -> Any:
         with private.set_current_trace(self):
-            return fun.call_wrapped(*args)
+            return fun.call_wrapped(*map(as_array, args))
 
     def process_shard_map(self, primitive: Any, function: Any, args: Any, /, **params: Any) -> Any:
         tree = super().process_shard_map(primitive, function, args, **params)
@@ -124,6 +125,11 @@ class Differentiating(Eager):
             output = private.bind(self.parent, primitive, args, params)[0]
             return own(self.parent, output) if output is args[0] else output
         return super().process_primitive(primitive, args, params)
+
+    def arrays(self, args: Sequence[Any]) -> list[Any]:
+        """Return the arguments of a rule, numbers among them as arrays."""
+        with private.set_current_trace(self.parent):
+            return list(map(as_array, args))
 
     def alive(self, args: Sequence[Any]) -> list[int]:
         """Return which of the arguments depend on what is differentiated."""
@@ -168,7 +174,7 @@ class Body:
     is_high = False
 
     def __call__(self, args: Sequence[Any]) -> Any:
-        given, named = jax.tree.unflatten(self.tree, args)
+        given, named = jax.tree.unflatten(self.tree, map(as_array, args))
         return self.function(*given, **named)
 
 

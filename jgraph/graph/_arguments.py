@@ -10,9 +10,8 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from jgraph._eager import as_array
 from jgraph._errors import InputError
 from jgraph.graph._nnx import ObjectTypes, is_boundary, is_object
 from jgraph.graph._paths import tree_path
@@ -64,7 +63,7 @@ class Sorted(NamedTuple):
 
     def as_traced(self) -> Any:
         """Return the arguments as a trace would have them: numbers and NumPy's are JAX's arrays."""
-        arrays = jax.tree.map(_as_array, self.arrays, is_leaf=is_boundary)
+        arrays = jax.tree.map(as_array, self.arrays, is_leaf=is_boundary)
         return self.layout.restore(self.objects, arrays)
 
 
@@ -258,11 +257,6 @@ def _hashable(label: str, x: Any) -> Any:
 
 def _listed(static: str | int | Iterable[str | int]) -> list[str | int]:
     return [static] if isinstance(static, (str, int)) else list(static)
-
-
-def _as_array(x: Any) -> Any:
-    numbers = (np.ndarray, np.generic, bool, int, float, complex)
-    return jnp.asarray(x) if isinstance(x, numbers) else x
 
 
 def donations(donate: str | Iterable[str], parameters: Parameters) -> frozenset[str]:

@@ -107,7 +107,10 @@ def test_a_graph_is_traced_in_debug_mode_as_elsewhere() -> None:
         assert step.graph(Net(), X).text() == want
 
 
-@pytest.mark.parametrize("strategy", [None, "data_parallel", "fsdp", "pmap"])
+@pytest.mark.parametrize(
+    "strategy",
+    [None, "pmap", *(pytest.param(x, marks=pytest.mark.slow) for x in ("data_parallel", "fsdp"))],
+)
 def test_training_under_every_strategy(strategy: str | None) -> None:
     batch = {"x": np.asarray(X)}
     threads: set[str] = set()

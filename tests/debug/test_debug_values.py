@@ -216,6 +216,35 @@ def test_more(name: str) -> None:
     same(got, want)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_control_flow_sees_no_python_numbers(batched: bool) -> None:
+    def program(x: jax.Array) -> Any:
+        def body(i: jax.Array, carry: Any) -> Any:
+            total, count = carry
+            return total + x * see(i).astype(jnp.float32), see(count) + 1
+
+        total, count = jax.lax.fori_loop(1, 4, body, (0.0, 0))
+        count, _ = jax.lax.scan(lambda c, _: (see(c) * 2, None), count, None, length=2)
+        count, _ = jax.lax.while_loop(
+            lambda c: see(c[1]) < 3, lambda c: (c[0], c[1] + 1), (count, 0)
+        )
+        more = jax.lax.cond(count > 1, lambda n: see(n) + 1, lambda n: n, 2)
+        more = more + jax.lax.switch(0, [lambda n: see(n) * 3], 1)
+        empty, rows = jax.lax.scan(lambda c, v: (c, v * c), 2.0, jnp.ones((0, 2)))
+        squared = jax.checkpoint(lambda n: see(n) * n)(2.0)
+        return total, count, more, empty, rows, with_jvp(2.0) + with_vjp(2.0) + squared
+
+    run = jax.vmap(program) if batched else program
+    x = jnp.ones(2) if batched else jnp.float32(1)
+    want = jax.jit(run)(x)
+    SEEN.clear()
+    with jg.debug_mode():
+        got = run(x)
+    assert all(isinstance(x, jax.Array) for x in SEEN)
+    assert batched or is_plain()
+    same(got, want)
+
+
 def test_a_vjp_can_be_pulled_back_twice_and_checks_what_it_is_given() -> None:
     with jg.debug_mode():
         _, pull = jax.vjp(lambda x: x**2, X)
