@@ -142,13 +142,11 @@ def test_a_recurrent_network() -> None:
     agree_on_a_step(make, lambda model, x: (model(x) ** 2).mean(), batch, TOLERANCE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", jg.models.names())
-def test_picture_networks(name: str) -> None:
+@pytest.mark.slow  # Lite1 to 4 are the same code, wider and deeper
+def test_efficientnet_lite0() -> None:
     def make() -> nnx.Module:
-        model = jg.models.create(name, num_classes=3, rngs=nnx.Rngs(0))
+        model = jg.models.create("efficientnet_lite0", num_classes=3, rngs=nnx.Rngs(0))
         model.train()
-        # Drops pictures at random: the keys are the same, and so is what is dropped.
         return model
 
     def loss_fn(model: nnx.Module, x: jax.Array) -> jax.Array:
