@@ -27,8 +27,24 @@ class ModuleWeightsError(InputError):
     """Weights are missing, left over, or of another shape than the network's."""
 
 
+class SignatureError(InputError):
+    """A module has no such signature, or the signature takes something else."""
+
+
 class UnsafeModuleError(InputError):
-    """A weight file names or needs something other than plain tensors."""
+    """A file does what plain data doesn't: names code, leaves its folder, or has no bounds."""
+
+
+class UntrustedProgramError(InputError):
+    """A module has a compiled program, which can't be checked, and nobody said to trust it."""
+
+
+class ModuleFetchError(InputError):
+    """What a handle names can't be fetched: it isn't there, is refused, or can't be reached."""
+
+
+class ModuleNotCachedError(InputError):
+    """What a handle names isn't in the cache, and nothing may be fetched while offline."""
 
 
 class GraphFormatError(InputError):

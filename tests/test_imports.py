@@ -14,8 +14,8 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
-    {"_errors", "_version", "_suggest", "_cache", "_eager", "_replicas"},
-    {"_preprocessing", "debug"},
+    {"_errors", "_version", "_suggest", "_cache", "_eager", "_replicas", "_json"},
+    {"_preprocessing", "debug", "_handles"},
     {"losses", "models", "data", "graph"},
     {"hub", "distribute"},
     {"train"},

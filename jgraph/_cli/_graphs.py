@@ -85,11 +85,11 @@ def _inspect(args: argparse.Namespace) -> int:
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(run.model, nnx.Param)))
     rows = {
         "run": run.folder,
-        "network": f"{run.network}, {parameters / 1e6:.2f} M parameters, {_size(weights)}",
+        "network": f"{run.network}, {parameters / 1e6:.2f} M parameters, {shown_size(weights)}",
         "classes": ", ".join(run.class_names),
         "picture": f"{side} x {side}, RGB",
         "accuracy": f"{run.metrics['accuracy']:.3f} of {run.metrics['count']} pictures",
-        "memory": f"{_size(graph.memory.temporaries)} for one picture, beside the weights",
+        "memory": f"{shown_size(graph.memory.temporaries)} for one picture, beside the weights",
     }
     for name, value in rows.items():
         print(f"{name:10}{value}")
@@ -105,7 +105,8 @@ def _load(args: argparse.Namespace) -> Run:
     return load_run(args.run_folder)
 
 
-def _size(count: float | int) -> str:
+def shown_size(count: float | int) -> str:
+    """Return a number of bytes as people write it."""
     unit = 0
     while count >= 1000 and unit < len(_UNITS) - 1:
         count, unit = count / 1000, unit + 1

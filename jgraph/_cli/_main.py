@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from jgraph._cli._doctor import add_doctor
 from jgraph._cli._graphs import add_draw, add_inspect
+from jgraph._cli._hub import add_hub
 from jgraph._cli._interrupt import interrupts_that_arrive
 from jgraph._cli._parser import Parser
 from jgraph._cli._pictures import add_evaluate, add_finetune, add_predict
@@ -25,6 +26,7 @@ EXAMPLES = """\
   jgraph predict runs/latest photo.jpg       what is on the photo?
   jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
   jgraph draw runs/latest network.html       what does its network look like?
+  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune
   jgraph doctor                              does jgraph work here?"""
 
 
@@ -99,6 +101,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "evaluate": add_evaluate(commands),
         "draw": add_draw(commands),
         "inspect": add_inspect(commands),
+        "hub": add_hub(commands),
     }
     for command in made.values():
         command.add_argument(
@@ -115,7 +118,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         )
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        owner = made.get(args.command, parser)
+        owner = getattr(args, "parser", made.get(args.command, parser))
         name = unknown[0].split("=")[0]
         raise InputError(
             f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "

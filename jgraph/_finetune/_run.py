@@ -16,6 +16,7 @@ from PIL import Image
 
 from jgraph import hub, models
 from jgraph._errors import InputError, ModuleFormatError, PictureError
+from jgraph._finetune._backbone import module_backbone
 from jgraph._finetune._inference import Forward
 from jgraph._finetune._network import network_graph
 from jgraph._finetune._score import Score
@@ -212,7 +213,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     manifest, weights = hub.read_module(path)
     _check_run(path, manifest)
     try:
-        network = models.create(manifest["network"]["name"], num_classes=0)
+        network = _network(path, manifest, weights)
         preprocessing = Preprocessing.from_json(manifest["preprocess"])
         model = Classifier(network, manifest["labels"], preprocessing, rngs=nnx.Rngs(0))
     except InputError as error:
@@ -220,6 +221,15 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     model.eval()
     models.set_weights(model, weights, source=str(path))
     return Run(path, model, manifest)
+
+
+def _network(
+    path: Path, manifest: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> models.Backbone:
+    """Return the backbone: by its name, or from the run's own programs."""
+    if "variables" not in manifest:
+        return models.create(manifest["network"]["name"], num_classes=0)
+    return module_backbone(hub.Module(path, manifest, weights), below="backbone/")
 
 
 def _check_run(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from jgraph._errors import ModuleFormatError, ModuleIntegrityError, ModuleWeightsError
+from jgraph._json import parse_json
 from jgraph._version import __version__
 
 FORMAT = "jgraph-module"
@@ -30,7 +31,11 @@ VERSION = 1
 MANIFEST = "module.json"
 WEIGHTS = "weights.safetensors"
 
-_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_MANIFEST_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 4 << 20
+_MAX_FILES = 2000
+_MAX_NAME = 200  # what every file system can hold, with the folder's own path before it
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _EXISTS = "{} exists already; choose another name or remove it"
 _REQUIRED = {"signatures": dict, "weights": dict, "files": dict, "labels": list, "preprocess": dict}
@@ -126,13 +131,14 @@ def read_module(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         ModuleWeightsError: the weights differ from the manifest's list, or aren't finite.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     _check_files(folder, manifest["files"])
     if WEIGHTS not in manifest["files"]:
         raise ModuleFormatError(f"{folder / MANIFEST} must list {WEIGHTS} among its files")
     try:
+        _check_header(folder / WEIGHTS)
         weights = safetensors.numpy.load_file(folder / WEIGHTS)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModuleWeightsError(
             f"{folder / WEIGHTS} is not a safetensors file: {error}"
         ) from error
@@ -151,19 +157,56 @@ def read_module(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     return manifest, weights
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def check_module(folder: Path) -> None:
+    """Check every file of a folder against its manifest, and that there are no others.
+
+    Raises:
+        ModuleFormatError: no module folder, or a manifest that breaks the format.
+        ModuleIntegrityError: a file is missing, changed or not in the manifest.
+    """
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest["files"])
+    check_no_others(folder, manifest)
+
+
+def check_no_others(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder with files that the manifest doesn't list.
+
+    Raises:
+        ModuleIntegrityError: they are named.
+    """
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    # What a system or a version control puts into every folder has a name with a dot.
+    shown = (name for name in found if not any(part[0] == "." for part in name.split("/")))
+    unlisted = sorted(set(shown) - {MANIFEST, *manifest["files"]})
+    if unlisted:
+        raise ModuleIntegrityError(
+            f"{folder} must hold the files that {MANIFEST} lists, and has others: "
+            f"{', '.join(unlisted[:5])}; remove them"
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return module.json of a folder, checked as far as it goes without the other files.
+
+    Raises:
+        ModuleFormatError: no module folder, or a manifest that breaks the format.
+        ModuleIntegrityError: the manifest has changed since it was written.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         what = "does not exist"
         if folder.exists():
             what = "has no module.json" if folder.is_dir() else "is a file"
         raise ModuleFormatError(f"{folder} must be a run or module folder, but it {what}")
+    if path.is_symlink():
+        raise ModuleIntegrityError(f"{path} must be a plain file, not a link")
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise ModuleFormatError(f"{path} is longer than {_MAX_MANIFEST_BYTES} bytes")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModuleFormatError(f"{path} is not JSON: {error}") from error
+        manifest = parse_json(path.read_bytes(), MANIFEST)
+    except ValueError as error:
+        raise ModuleFormatError(f"{path} is not JSON as it should be: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModuleFormatError(f'{path} must say "format": "{FORMAT}"')
     if manifest.get("version") != VERSION:
@@ -179,6 +222,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             raise ModuleFormatError(f"{path} must hold {key!r} as a JSON {kind.__name__}")
+    _check_names(path, manifest["files"])
     return manifest
 
 
@@ -188,25 +232,63 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def _check_names(path: Path, files: Mapping[str, Any]) -> None:
+    """Refuse names that leave the folder, or that some system can't hold beside each other."""
+    if len(files) > _MAX_FILES:
+        raise ModuleFormatError(f"{path} must list at most {_MAX_FILES} files, got {len(files)}")
+    seen = {MANIFEST: MANIFEST}
+    for name, entry in files.items():
+        if not is_file_name(name) or name == MANIFEST:
+            raise ModuleFormatError(f"{path} lists a file name that isn't allowed: {name!r:.100}")
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise ModuleFormatError(
+                f"{path} lists {other} and {name}, which are one file where case doesn't count"
+            )
+        if not (
+            isinstance(entry, dict)
+            and entry.keys() == {"sha256", "bytes"}
+            and isinstance(entry["sha256"], str)
+            and type(entry["bytes"]) is int
+            and entry["bytes"] >= 0
+        ):
+            raise ModuleFormatError(
+                f"{path} must give sha256 and bytes of {name}, got {entry!r:.60}"
+            )
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a module may have a file of this name, on any system."""
+    return (
+        len(name) <= _MAX_NAME
+        and _FILE_NAME.fullmatch(name) is not None
+        and not any(_RESERVED.fullmatch(part) for part in name.split("/"))
+    )
+
+
 def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
     bad = []
     for name, entry in files.items():
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise ModuleFormatError(
-                f"{folder / MANIFEST} lists a file name that isn't allowed: {name!r}"
-            )
         path = folder / name
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             raise ModuleIntegrityError(f"{path} must be a plain file, not a link")
         if not path.is_file():
             bad.append(f"{name} is missing")
-        elif _digest(path) != entry:
+        elif path.stat().st_size != entry["bytes"] or _digest(path) != entry:
             bad.append(f"{name} has changed")
     if bad:
         raise ModuleIntegrityError(
-            f"{folder} is not as it was written: {'; '.join(bad)}. "
+            f"{folder} is not as it was written: {'; '.join(bad[:5])}. "
             "Restore the files from a copy, or make the folder again"
         )
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a list of tensors that takes far more memory than its file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header is of {length} bytes, at most {_MAX_HEADER_BYTES}")
 
 
 def _check_finite(weights: Mapping[str, np.ndarray]) -> None:

