@@ -11,6 +11,7 @@ from jgraph._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jgraph import data as data
+    from jgraph import debug as debug
     from jgraph import distribute as distribute
     from jgraph import graph as graph
     from jgraph import hub as hub
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from jgraph._finetune import Run as Run
     from jgraph._finetune import finetune as finetune
     from jgraph._finetune import load_run as load_run
+    from jgraph.debug import debug_mode as debug_mode
+    from jgraph.debug import executing_eagerly as executing_eagerly
+    from jgraph.debug import numpy as numpy
+    from jgraph.debug import remat as remat
+    from jgraph.debug import value as value
     from jgraph.graph import Graph as Graph
     from jgraph.graph import function as function
     from jgraph.train import EvalSpec as EvalSpec
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from jgraph.train import predict as predict
     from jgraph.train import train_and_evaluate as train_and_evaluate
 
-_MODULES = ("data", "distribute", "graph", "hub", "losses", "models", "train")
+_MODULES = ("data", "debug", "distribute", "graph", "hub", "losses", "models", "train")
 
 _ATTRIBUTES = {
     "EvalSpec": "jgraph.train",
@@ -43,12 +49,17 @@ _ATTRIBUTES = {
     "RetraceError": "jgraph._errors",
     "Run": "jgraph._finetune",
     "TrainSpec": "jgraph.train",
+    "debug_mode": "jgraph.debug",
     "evaluate": "jgraph.train",
+    "executing_eagerly": "jgraph.debug",
     "finetune": "jgraph._finetune",
     "function": "jgraph.graph",
     "load_run": "jgraph._finetune",
+    "numpy": "jgraph.debug",
     "predict": "jgraph.train",
+    "remat": "jgraph.debug",
     "train_and_evaluate": "jgraph.train",
+    "value": "jgraph.debug",
 }
 
 __all__ = ["__version__"]

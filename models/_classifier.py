@@ -36,7 +36,10 @@ class Backbone(Protocol):
         ...
 
     def features(self, x_BHWC: Array) -> Array:
-        """Return one feature vector per normalised picture, [B, D]."""
+        """Return one feature vector per normalised picture, [B, D].
+
+        A backbone whose attribute `takes_pictures` is true gets uint8 pictures as they are.
+        """
         ...
 
 
@@ -104,7 +107,10 @@ class Classifier(nnx.Module):
             InputError: the pictures are not a batch of uint8 RGB pictures.
         """
         _check_pictures(pictures_BHWC)
-        return self.backbone.features(self.preprocessing.normalize(jnp.asarray(pictures_BHWC)))
+        pictures_BHWC = jnp.asarray(pictures_BHWC)
+        if getattr(self.backbone, "takes_pictures", False):
+            return self.backbone.features(pictures_BHWC)
+        return self.backbone.features(self.preprocessing.normalize(pictures_BHWC))
 
     def embed(self, pictures_BHWC: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b d"]:
         """Return what the head sees: the feature vectors, scaled to unit length.

@@ -12,6 +12,7 @@ loop to change. Needs an environment with jgraph, as scripts/test makes one:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -135,6 +136,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("data", nargs="?", metavar="DATA", help="CLASS/NAME.jpg, or train/ with val/ and test/")
     add("--out", type=Path, metavar="DIR", help="for log.csv, config.json, weights.safetensors")
     add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
+    add("--debug", action="store_true", help="run op by op, so that breakpoints stop")
     add("--freeze", action="append", default=[], metavar="GLOB", help="parts that stay as they are")
     add("--image-size", type=int, metavar="PX", help="side the network sees; left out: its own")
     value("--strategy", str, "auto", f"where: {', '.join(jg.distribute.names())}")
@@ -151,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 with one sentence about input that can't be used."""
     args = parse(argv)
     try:
-        train(args)
+        with jg.debug_mode() if args.debug else contextlib.nullcontext():
+            train(args)
     except (jg.InputError, OSError) as error:
         print(f"train_images: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ Nothing is downloaded. Needs an environment with jgraph, as scripts/test makes o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -94,6 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("text", nargs="*", type=Path, metavar="TEXT", help="files, folders; else jgraph's sources")
     add("--out", type=Path, metavar="DIR", help="for log.csv, config.json, weights.safetensors")
     add("--bfloat16", action="store_true", help="compute in bfloat16; weights stay float32")
+    add("--debug", action="store_true", help="run op by op, so that breakpoints stop")
     value("--strategy", str, "auto", f"where: {', '.join(jg.distribute.names())}")
     value("--steps", int, 200, "optimizer steps")
     value("--batch-size", int, 16, "sequences per step, over all devices")
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 with one sentence about input that can't be used."""
     args = parse(argv)
     try:
-        train(args)
+        with jg.debug_mode() if args.debug else contextlib.nullcontext():
+            train(args)
     except (jg.InputError, OSError) as error:
         print(f"train_lm: {error}", file=sys.stderr)
         return 2

@@ -106,8 +106,8 @@ def test_arguments_default_to_the_processs_own(monkeypatch, capsys):
     [
         (
             ["fintune"],
-            "the command must be one of finetune, predict, evaluate, draw, inspect, hub, got "
-            "'fintune'; did you mean finetune?",
+            "the command must be one of finetune, predict, evaluate, draw, inspect, hub, doctor, "
+            "got 'fintune'; did you mean finetune?",
         ),
         (
             ["finetune", "--epoch", "3"],
@@ -147,8 +147,8 @@ def test_arguments_default_to_the_processs_own(monkeypatch, capsys):
         ),
         (
             ["finetune", "--backbone", "efficientnet-lite0"],
-            "the backbone must be one with published weights (efficientnet_lite0), got "
-            "'efficientnet-lite0'; did you mean efficientnet_lite0?",
+            "the backbone must be one with published weights (efficientnet_lite0) or the handle of "
+            "a module, got 'efficientnet-lite0'; did you mean efficientnet_lite0?",
         ),
         (["finetune", "picturs"], "there is no folder picturs; did you mean pictures?"),
         (

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
     {"_errors", "_version", "_suggest", "_cache", "_eager", "_replicas", "_json"},
-    {"_preprocessing", "_handles"},
+    {"_preprocessing", "debug", "_handles"},
     {"losses", "models", "data", "graph"},
     {"hub", "distribute"},
     {"train"},
@@ -74,7 +74,7 @@ def test_the_public_list_is_complete_and_documented():
         _ = jgraph.nothing
 
 
-@pytest.mark.parametrize("part", ["data", "graph", "hub", "losses", "models", "train"])
+@pytest.mark.parametrize("part", ["data", "debug", "graph", "hub", "losses", "models", "train"])
 def test_every_public_name_is_documented(part):
     module = importlib.import_module(f"jgraph.{part}")
     public = [n for n in vars(module) if not n.startswith("_") and n not in ("annotations", "os")]
@@ -90,6 +90,12 @@ def test_import_jgraph_loads_nothing_heavy():
     code = f"import sys, jgraph; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_graphs_load_their_files_only_when_asked():
+    code = "import sys, jgraph.graph; print('safetensors' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("name", ["models", "losses"])

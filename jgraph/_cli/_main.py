@@ -8,7 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+from jgraph._cli._doctor import add_doctor
 from jgraph._cli._graphs import add_draw, add_inspect
 from jgraph._cli._hub import add_hub
 from jgraph._cli._interrupt import interrupts_that_arrive
@@ -24,7 +26,8 @@ EXAMPLES = """\
   jgraph predict runs/latest photo.jpg       what is on the photo?
   jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
   jgraph draw runs/latest network.html       what does its network look like?
-  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune"""
+  jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune
+  jgraph doctor                              does jgraph work here?"""
 
 
 # The disk is full, a quota is, or a file may not grow further.
@@ -38,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's own.
 
     Returns:
-        The exit code: 0, or 2 with one sentence on standard error for input that can't be used,
-        130 after Ctrl-C.
+        The exit code: 0; 1 where `doctor` finds something broken; 2 with one sentence on standard
+        error for input that can't be used; 130 after Ctrl-C.
     """
     # Names of files needn't be text, and a terminal needn't know every letter.
     for stream in (sys.stdout, sys.stderr):
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        with interrupts_that_arrive():
+        with interrupts_that_arrive(), _debug_mode() if args.debug else nullcontext():
             code = args.run(args)
         # Now, where a reader that has gone is still met by the lines below.
         sys.stdout.flush()
@@ -76,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _debug_mode() -> AbstractContextManager[None]:
+    from jgraph.debug import debug_mode  # not before it is asked for: it loads jax
+
+    return debug_mode()
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="jgraph",
@@ -94,6 +103,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "inspect": add_inspect(commands),
         "hub": add_hub(commands),
     }
+    for command in made.values():
+        command.add_argument(
+            "--debug", action="store_true", help="run op by op, so that breakpoints stop"
+        )
+    made["doctor"] = add_doctor(commands)
     if not argv:
         parser.print_help()
         raise SystemExit(0)

@@ -85,7 +85,6 @@ def add_finetune(commands: Any) -> Parser:
     add("--seed", type=whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
     _add_on_bad_picture(parser)
-    add("--debug", action="store_true", help="run without jit, so that breakpoints stop")
     parser.set_defaults(run=_finetune)
     return parser
 
@@ -160,7 +159,6 @@ def _finetune(args: argparse.Namespace) -> int:
         seed=args.seed,
         strategy=args.strategy,
         out=args.out,
-        debug=args.debug,
         on_bad_picture=args.on_bad_picture,
     )
     return 0

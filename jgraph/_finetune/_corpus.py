@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64
 
@@ -23,6 +22,7 @@ from jgraph.data import (
     stratified_folds,
     stratified_holdout,
 )
+from jgraph.debug import compiled_mode
 from jgraph.models import Classifier
 from jgraph.train import LogisticFit, balanced_weights, fit_logistic
 
@@ -87,7 +87,7 @@ class Corpus:
     def fit_head(self, rows: Bool[np.ndarray, " n"], **arguments: Any) -> LogisticFit:
         """Fit the head to the features of the chosen pictures, arguments as in `fit_logistic`."""
         # With jit even to debug: the network is what a person steps through, this takes minutes.
-        with jax.disable_jit(False):
+        with compiled_mode():
             return fit_logistic(
                 self.features[rows],
                 self.labels[rows],

@@ -17,6 +17,4 @@ def network_graph(model: Classifier) -> Graph:
     def classify(model: Classifier, picture: Array) -> Array:
         return model(picture)
 
-    # Debugging or not: without jit there are no scopes to group by.
-    with jax.disable_jit(False):
-        return function(classify).graph(model, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8))
+    return function(classify).graph(model, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 
 from jgraph import data as jdata
-from jgraph import models
 from jgraph._cache import cache_folder
 from jgraph._errors import InputError
+from jgraph._finetune._backbone import ModuleBackbone, pretrained
 from jgraph._finetune._console import Console
 from jgraph._finetune._corpus import HELD_OUT_FRACTION, Corpus, gather, holds_out
 from jgraph._finetune._report import CurveRow
@@ -23,6 +21,7 @@ from jgraph._finetune._save import RUNS, Finished, save
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
 from jgraph._finetune._unfreeze import Tuned, fine_tune, predict, set_head
+from jgraph.debug import asked_mode, debug_mode
 from jgraph.models import Classifier
 from jgraph.train import LogisticFit
 
@@ -55,7 +54,8 @@ def finetune(
         data: class/name.jpg, or train/ with val/ (valid/, validation/) and test/ in any
             combination; without either, a fifth of every class is held out from 50 pictures on,
             and cross-validation measures below that. None takes the embedded demo pictures.
-        backbone: one of `jgraph.models.names()` with published weights.
+        backbone: one of `jgraph.models.names()` with published weights, or the handle of a module
+            with a signature "features"; see `jgraph.hub.load`.
         epochs: passes over the training pictures while unfrozen.
         batch_size: pictures per step.
         learning_rate: peak rate of the head while unfrozen; the backbone has a tenth of it.
@@ -66,7 +66,7 @@ def finetune(
             "fsdp" or "pmap"; see `jgraph.distribute`.
         out: the run folder to write, which must not exist; None for runs/NAME-001 and so on,
             with the link runs/latest.
-        debug: run without jit, so that breakpoints stop inside the network.
+        debug: run in `jg.debug_mode`, so that breakpoints stop inside the network.
         on_bad_picture: "skip" names a file that can't be read and goes on; "stop" raises.
         verbose: whether to print what happens.
 
@@ -96,7 +96,7 @@ def finetune(
     console = Console(verbose)
     folder = None if out is None else Path(out).expanduser()
     _check_place(folder)
-    with jax.disable_jit() if debug else contextlib.nullcontext():
+    with debug_mode() if debug else asked_mode():
         return _finetune(settings, folder, console)
 
 
@@ -161,11 +161,8 @@ def demo_folder() -> Path:
 
 
 def _pretrained(settings: Settings, class_names: tuple[str, ...]) -> Classifier:
-    network = models.create(settings.backbone, num_classes=0, weights="pretrained")
+    network, preprocessing = pretrained(settings.backbone, settings.image_size)
     settings.unfrozen_stages(len(network.stages))
-    preprocessing = network.preprocessing
-    if settings.image_size is not None:
-        preprocessing = preprocessing.at(settings.image_size)
     model = Classifier(network, class_names, preprocessing, rngs=nnx.Rngs(settings.seed))
     model.eval()
     return model
@@ -188,13 +185,18 @@ def _announce(
         console.say("  every picture trains; cross-validation measures")
     frozen = "frozen" if settings.unfreeze == "none" else f"unfrozen: {settings.unfreeze}"
     side = model.preprocessing.image_size
-    console.say(f"{settings.backbone} with ImageNet weights at {side} px, {frozen}")
+    console.say(f"{settings.backbone} with {_weights(model)} at {side} px, {frozen}")
     for part in (splits.train, splits.val, splits.test):
         ignored = () if part is None else part.ignored
         if ignored:
             some = ", ".join(path.name for path in ignored[:3])
             more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
             console.notice(f"not used, since their names are no picture's: {some}{more}")
+
+
+def _weights(model: Classifier) -> str:
+    is_module = isinstance(model.backbone, ModuleBackbone)
+    return "the module's weights" if is_module else "ImageNet weights"
 
 
 def _fit_head(corpus: Corpus, settings: Settings, console: Console) -> LogisticFit:

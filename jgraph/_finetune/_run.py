@@ -16,12 +16,14 @@ from PIL import Image
 
 from jgraph import hub, models
 from jgraph._errors import InputError, ModuleFormatError, PictureError
+from jgraph._finetune._backbone import module_backbone
 from jgraph._finetune._inference import Forward
 from jgraph._finetune._network import network_graph
 from jgraph._finetune._score import Score
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean_path
 from jgraph.data import Pictures, PictureSource, find_splits, list_pictures
+from jgraph.debug import debuggable
 from jgraph.graph import Graph
 from jgraph.models import Classifier
 
@@ -96,6 +98,7 @@ class Run:
         """Return the graph of its network, from one picture to logits: to draw, cost, export."""
         return network_graph(self.model)
 
+    @debuggable
     def predict(
         self,
         pictures: PictureSource | Sequence[PictureSource],
@@ -129,6 +132,7 @@ class Run:
             for i in np.flatnonzero(good).tolist()
         ]
 
+    @debuggable
     def evaluate(
         self,
         data: str | os.PathLike[str],
@@ -209,7 +213,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     manifest, weights = hub.read_module(path)
     _check_run(path, manifest)
     try:
-        network = models.create(manifest["network"]["name"], num_classes=0)
+        network = _network(path, manifest, weights)
         preprocessing = Preprocessing.from_json(manifest["preprocess"])
         model = Classifier(network, manifest["labels"], preprocessing, rngs=nnx.Rngs(0))
     except InputError as error:
@@ -217,6 +221,15 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     model.eval()
     models.set_weights(model, weights, source=str(path))
     return Run(path, model, manifest)
+
+
+def _network(
+    path: Path, manifest: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> models.Backbone:
+    """Return the backbone: by its name, or from the run's own programs."""
+    if "variables" not in manifest:
+        return models.create(manifest["network"]["name"], num_classes=0)
+    return module_backbone(hub.Module(path, manifest, weights), below="backbone/")
 
 
 def _check_run(path: Path, manifest: Mapping[str, Any]) -> None:

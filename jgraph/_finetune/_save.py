@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jgraph import hub, models
 from jgraph._eager import jit_is_off
 from jgraph._errors import ModuleFormatError
+from jgraph._finetune._backbone import ModuleBackbone, origin
 from jgraph._finetune._card import card
 from jgraph._finetune._corpus import Corpus
 from jgraph._finetune._network import network_graph
@@ -72,9 +73,11 @@ class Finished:
         roles = [role for role in ("train", "val", "held-out", "test") if corpus.has(role)]
         counts = ", ".join(f"{corpus.rows(role).sum()} {role}" for role in roles)
         side = self.model.preprocessing.image_size
+        is_module = isinstance(self.model.backbone, ModuleBackbone)
+        weights = "as published" if is_module else "ImageNet weights"
         rows = [
             ("Data", f"{self.name}: {counts}; {len(corpus.class_names)} classes"),
-            ("Backbone", f"{settings.backbone}, ImageNet weights, {side} px"),
+            ("Backbone", f"{settings.backbone}, {weights}, {side} px"),
             (
                 "Head",
                 f"multinomial logistic regression on unit-length features, L2 penalty "
@@ -150,8 +153,8 @@ def _point_latest(folder: Path) -> None:
 
 def _write(finished: Finished, folder: Path) -> Path:
     model = finished.model
-    weights = models.published(finished.settings.backbone)
-    assert weights is not None, "only published weights are fine-tuned"
+    source = origin(finished.settings.backbone, model.backbone)
+    signatures, write_programs = _signatures(model)
 
     def write_files(unfinished: Path) -> None:
         _write_metrics(unfinished / "metrics.csv", finished.curves)
@@ -177,35 +180,42 @@ def _write(finished: Finished, folder: Path) -> Path:
             finished.summary,
             finished.scores,
             finished.corpus.paths[0],
-            weights.licence,
+            source.licence,
         )
         _write_text(unfinished / "README.md", text)
+        write_programs(unfinished)
 
     manifest = {
         "network": {"name": finished.settings.backbone},
-        "signatures": _signatures(model),
+        **signatures,
         "preprocess": model.preprocessing.to_json(),
         "labels": list(model.class_names),
-        "licence": {"backbone": weights.licence},
-        "provenance": {"backbone": weights.handle, "sha256": weights.sha256},
+        "licence": {"backbone": source.licence},
+        "provenance": {"backbone": source.handle, "sha256": source.sha256},
     }
     return hub.write_module(folder, manifest, models.weights_of(model), write_files=write_files)
 
 
-def _signatures(model: Classifier) -> dict[str, Any]:
+def _signatures(model: Classifier) -> tuple[dict[str, Any], Callable[[Path], object]]:
+    """Return what the manifest says of signatures, and what writes their programs.
+
+    A run of one of jgraph's own networks has no programs: its source has them.
+    """
+    if isinstance(model.backbone, ModuleBackbone):
+        described = hub.describe(model)
+        return described.manifest, described.write_programs
     side, classes = model.preprocessing.image_size, len(model.class_names)
     inputs = {"pictures": {"shape": ["batch", side, side, 3], "dtype": "uint8"}}
 
     def outputs(name: str, size: int) -> dict[str, Any]:
         return {name: {"shape": ["batch", size], "dtype": "float32"}}
 
-    return {
+    size = model.backbone.feature_size
+    signatures = {
         "default": {"inputs": inputs, "outputs": outputs("logits", classes)},
-        "features": {
-            "inputs": inputs,
-            "outputs": outputs("features", model.backbone.feature_size),
-        },
+        "features": {"inputs": inputs, "outputs": outputs("features", size)},
     }
+    return {"signatures": signatures}, lambda folder: None
 
 
 def _config(finished: Finished) -> dict[str, Any]:

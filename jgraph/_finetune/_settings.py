@@ -7,8 +7,9 @@ import math
 import re
 from typing import Any, Literal
 
-from jgraph import distribute, models
+from jgraph import distribute
 from jgraph._errors import InputError
+from jgraph._finetune._backbone import is_handle, usable
 from jgraph._finetune._run import OnBadPicture
 from jgraph._suggest import did_you_mean
 
@@ -21,7 +22,7 @@ class Settings:
 
     Args:
         data: the folder of pictures; None for the embedded default.
-        backbone: one of `jgraph.models.names()` with published weights.
+        backbone: one of `jgraph.models.names()` with published weights, or a module's handle.
         epochs: passes over the training pictures while unfrozen.
         batch_size: pictures per step.
         learning_rate: peak rate of the head while unfrozen; the backbone has a tenth.
@@ -47,11 +48,10 @@ class Settings:
     on_bad_picture: OnBadPicture
 
     def __post_init__(self) -> None:
-        usable = [name for name in models.names() if models.published(name)]
-        if self.backbone not in usable:
+        if not is_handle(self.backbone) and self.backbone not in usable():
             raise InputError(
-                f"the backbone must be one with published weights ({', '.join(usable)}), got "
-                f"{self.backbone!r}{did_you_mean(self.backbone, usable)}"
+                f"the backbone must be one with published weights ({', '.join(usable())}) or the "
+                f"handle of a module, got {self.backbone!r}{did_you_mean(self.backbone, usable())}"
             )
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)

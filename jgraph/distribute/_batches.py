@@ -32,7 +32,7 @@ class Batches:
 class Prefetch:
     """Iterate on a background thread, a few batches ahead; a context manager that ends it.
 
-    Under `jax.disable_jit` it iterates in place, so that breakpoints in the pipeline are hit on
+    In debug mode it iterates in place, so that breakpoints in the pipeline are hit on
     the main thread, in order.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jgraph._eager import as_array
 from jgraph._errors import InputError
 from jgraph.graph._nnx import ObjectTypes, is_boundary, is_object
 from jgraph.graph._paths import tree_path
@@ -59,6 +60,11 @@ class Sorted(NamedTuple):
     layout: Layout
     objects: list[Any]
     arrays: list[Any]
+
+    def as_traced(self) -> Any:
+        """Return the arguments as a trace would have them: numbers and NumPy's are JAX's arrays."""
+        arrays = jax.tree.map(as_array, self.arrays, is_leaf=is_boundary)
+        return self.layout.restore(self.objects, arrays)
 
 
 class Plain(NamedTuple):
@@ -251,3 +257,23 @@ def _hashable(label: str, x: Any) -> Any:
 
 def _listed(static: str | int | Iterable[str | int]) -> list[str | int]:
     return [static] if isinstance(static, (str, int)) else list(static)
+
+
+def donations(donate: str | Iterable[str], parameters: Parameters) -> frozenset[str]:
+    """Return what is donated: "state" and names of arguments, which must be the function's."""
+    names = frozenset([donate] if isinstance(donate, str) else donate)
+    known = {"state", *parameters.names, *parameters.keywords}
+    unknown = sorted(names - known)
+    if unknown and not parameters.open:
+        raise InputError(
+            f"donate must be 'state' or names of arguments, {', '.join(sorted(known))}; got "
+            f"{unknown[0]!r}"
+        )
+    return names
+
+
+def at_least_one(name: str, value: int | None) -> int | None:
+    """Return an option that is a whole number from 1 or None; raise for any other."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} must be a whole number from 1, or None, got {value!r}")
+    return value

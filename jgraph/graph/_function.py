@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import types
@@ -12,9 +13,10 @@ from typing import Any, overload
 import jax
 from jax.extend.core import find_top_trace
 
-from jgraph._eager import jit_is_off
+from jgraph._eager import ASKED, ASKED_LEVEL, jit_is_off
 from jgraph._errors import InputError
-from jgraph.graph._arguments import Parameters, Sorted
+from jgraph.debug import compiled_mode, debug_mode, explain
+from jgraph.graph._arguments import Parameters, Sorted, at_least_one, donations
 from jgraph.graph._binder import Binder
 from jgraph.graph._bound import Bound
 from jgraph.graph._captured import Capturing
@@ -27,7 +29,7 @@ from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
 from jgraph.graph._scopes import call_inside
 from jgraph.graph._signature import Signature, signature_of
-from jgraph.graph._strategy import Strategy
+from jgraph.graph._strategy import Strategy, checked
 from jgraph.graph._tracebacks import release_arrays
 
 # As the outermost code of any thread sees it.
@@ -52,22 +54,17 @@ class Function(Capturing):
         donate: str | Iterable[str] = (),
         max_graphs: int | None = None,
         strategy: Strategy | None = None,
+        debug: bool | None = None,
     ) -> None:
         fn, self._args, self._kwargs = _unwrap(fn)
         functools.update_wrapper(self, fn)
         self.fn = fn
         self._name = function_name(fn)
         self._parameters = Parameters.of(fn, static)
-        donated = _donations(donate, self._parameters)
-        self._history = History(self._name, _at_least_one("max_graphs", max_graphs))
-        if strategy is not None and (
-            isinstance(strategy, type) or not isinstance(strategy, Strategy)
-        ):
-            raise InputError(
-                "strategy must be one of jgraph.distribute, such as DataParallel(), got "
-                f"{strategy!r}"
-            )
-        self._strategy = strategy
+        donated = donations(donate, self._parameters)
+        self._history = History(self._name, at_least_one("max_graphs", max_graphs))
+        self._strategy = checked(strategy)
+        self._debug = True if debug is None and ASKED else debug
         self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace, strategy)
         Function._anything_donates |= bool(donated)
 
@@ -94,10 +91,10 @@ class Function(Capturing):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function, compiled."""
+        if self._debug or jit_is_off():
+            return self._run_debugging(args, kwargs)
         if self._args or self._kwargs:
             args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
-        if jit_is_off():
-            return self.fn(*args, **kwargs)
         call = self._sort(args, kwargs)
         try:
             if find_top_trace(()) is not _TOP_LEVEL:
@@ -110,8 +107,19 @@ class Function(Capturing):
             call = self._look_through(call, args, kwargs)
         return self._run_nested(call)
 
+    def _run_debugging(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the plain function in debug mode, or the compiled one in spite of it."""
+        if self._debug is False:
+            with compiled_mode():
+                return self(*args, **kwargs)
+        call = self._parameters.sort((*self._args, *args), {**self._kwargs, **kwargs})
+        with contextlib.nullcontext() if jit_is_off() else debug_mode(ASKED_LEVEL):
+            args, kwargs = call.as_traced()
+            return self.fn(*args, **kwargs)
+
+    @compiled_mode()
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
-        """Trace a call without running it.
+        """Trace a call without running it, in debug mode too.
 
         Args:
             *args: as for a call; `jax.ShapeDtypeStruct` may stand for an array.
@@ -225,6 +233,7 @@ class Function(Capturing):
         if isinstance(error, TooManyGraphsError):
             raise self._history.error(self._signature(bound, call, inputs)) from None
         self._history.take()
+        explain(error)
         if self._strategy is not None and "incompatible devices" in str(error):
             error.add_note(
                 f"{self._name} runs under {self._strategy!r}: strategy.put(model) places the state "
@@ -271,6 +280,7 @@ def function(
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
+    debug: bool | None = None,
 ) -> Function: ...
 @overload
 def function(
@@ -279,6 +289,7 @@ def function(
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
+    debug: bool | None = None,
 ) -> Callable[[Callable[..., Any]], Function]: ...
 def function(
     fn: Callable[..., Any] | None = None,
@@ -288,6 +299,7 @@ def function(
     donate: str | Iterable[str] = (),
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
+    debug: bool | None = None,
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Compile a plain Python function over arrays, pytrees and NNX objects.
 
@@ -303,8 +315,8 @@ def function(
     raises. An `nnx.State` is a pytree of values. As under jax.jit, containers are copies inside,
     and an array that is closed over is a constant.
 
-    Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; under
-    `jax.disable_jit()` it is the plain function.
+    Inside another trace (jit, grad, vmap, scan) it is compiled as a part of that; in
+    `jg.debug_mode()` and under `jax.disable_jit()` it is the plain function.
 
     Args:
         fn: the function, method or `functools.partial`.
@@ -319,6 +331,8 @@ def function(
         strategy: where it runs, from `jgraph.distribute`. Arrays that `strategy.batches` places
             are split over its devices, all others are the same on each; state stays where the
             strategy keeps it.
+        debug: True runs every call in `jg.debug_mode`, as `JGRAPH_DEBUG=1` in the environment does
+            for all functions (it is read when jgraph is imported); False compiles it even there.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
@@ -350,7 +364,14 @@ def function(
     """
 
     def compiled(fn: Callable[..., Any]) -> Function:
-        return Function(fn, static=static, donate=donate, max_graphs=max_graphs, strategy=strategy)
+        return Function(
+            fn,
+            static=static,
+            donate=donate,
+            max_graphs=max_graphs,
+            strategy=strategy,
+            debug=debug,
+        )
 
     if fn is None:
         return compiled
@@ -378,21 +399,3 @@ def _unwrap(
             fn, args = type(fn).__call__, (fn, *args)
         else:
             return fn, args, kwargs
-
-
-def _donations(donate: str | Iterable[str], parameters: Parameters) -> frozenset[str]:
-    names = frozenset([donate] if isinstance(donate, str) else donate)
-    known = {"state", *parameters.names, *parameters.keywords}
-    unknown = sorted(names - known)
-    if unknown and not parameters.open:
-        raise InputError(
-            f"donate must be 'state' or names of arguments, {', '.join(sorted(known))}; got "
-            f"{unknown[0]!r}"
-        )
-    return names
-
-
-def _at_least_one(name: str, value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{name} must be a whole number from 1, or None, got {value!r}")
-    return value

@@ -5,27 +5,27 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
-from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
-from jgraph._suggest import did_you_mean
 from jgraph.graph import _picture
-from jgraph.graph._arguments import ARRAY, NESTED, Labels
-from jgraph.graph._file import Loaded, Stored, read_graph, stored, write_graph
+from jgraph.graph._arguments import Labels
 from jgraph.graph._jaxpr import symbolic_sizes
-from jgraph.graph._nnx import is_object
+from jgraph.graph._matching import arrays_of, flat_inputs, leaves_of, outcome_of
 from jgraph.graph._ops import Op, ops_of
 from jgraph.graph._passes import run_passes
 from jgraph.graph._paths import tree_path
 from jgraph.graph._picture import Port
-from jgraph.graph._program import Interface, Mark, Traced
+from jgraph.graph._program import Interface, Traced
+
+if TYPE_CHECKING:
+    from jgraph.graph._file import Stored
 
 
 class Memory(NamedTuple):
@@ -146,11 +146,12 @@ class Graph:
         Raises:
             InputError: a path is missing or left over, or an array has another shape or dtype.
         """
-        leaves = self._leaves(state)
-        given = leaves, self._arrays(args, kwargs)
-        self._check(given)
-        outputs = self._run(*jax.tree.leaves(given))
-        return self._outcome(leaves, outputs)
+        leaves = leaves_of(self, self._interface.paths, state)
+        arrays = arrays_of(self, self._interface.layout, self._labels, args, kwargs)
+        names = [*self._interface.paths, *self._labels.arrays]
+        flat = flat_inputs(self, self._traced, names, leaves, arrays)
+        self._traced.check(self, self.input_paths, flat)
+        return outcome_of(self._traced.plan, self._interface.paths, leaves, self._run(*flat))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs for these arguments, with `state`."""
@@ -179,6 +180,8 @@ class Graph:
         Raises:
             GraphFormatError: an operation that graph files don't hold.
         """
+        from jgraph.graph._file import stored
+
         found = stored(self.name, self._traced, self._interface, self._labels)
         graph = Graph(self.name, found.program.cast(dtype), found.interface, found.labels)
         read = self._read_state
@@ -194,18 +197,21 @@ class Graph:
         the state as safetensors; it holds no code.
 
         Args:
-            path: the file; an earlier one is replaced whole.
+            path: the file. One that is there is replaced, by a whole new one or not at all.
             state: whether `state` is written along; or another state, as `apply` takes it.
 
         Raises:
             GraphFormatError: (an InputError) an operation that no file can hold; it names the
-                module and the line.
+                module and the line. Or a program larger than `load` reads.
             InputError: the state is gone; see `state`.
             OSError: the file can't be written.
         """
         leaves = None
         if state is not False:
-            leaves = self._leaves(self.state if state is True else state)
+            given = self.state if state is True else state
+            leaves = leaves_of(self, self._interface.paths, given)
+        from jgraph.graph._file import write_graph
+
         write_graph(path, self.name, self._traced, self._interface, self._labels, leaves)
 
     @classmethod
@@ -237,7 +243,9 @@ class Graph:
             >>> print(square.apply({}, jnp.array([1.0, 3.0]))[0])
             [1. 9.]
         """
-        found: Loaded = read_graph(path)
+        from jgraph.graph._file import read_graph
+
+        found = read_graph(path)
         graph = cls(found.name, found.program, found.interface, found.labels)
         leaves = found.state if found.interface.paths else []  # there may be nothing to save
         graph.read_state_by(lambda: leaves)
@@ -257,17 +265,16 @@ class Graph:
         Raises:
             InputError: a size is symbolic, so there is no number yet.
         """
-        symbols = symbolic_sizes(self.jaxpr)
-        if symbols:
-            raise InputError(
-                f"the FLOPs of {self!r} depend on {', '.join(symbols)}, which must have a number; "
-                "trace it with sizes that have one"
-            )
+        self._check_numbers("FLOPs")
         return sum(op.total_flops for op in self.ops)
 
     @property
     def memory(self) -> Memory:
-        """What it needs on this machine's default device; compiles it."""
+        """What it needs on this machine's default device; compiles it.
+
+        Raises:
+            InputError: a size is symbolic.
+        """
         found = self._compiled.memory_analysis()
         return Memory(
             found.argument_size_in_bytes,
@@ -284,7 +291,11 @@ class Graph:
 
     @property
     def hlo(self) -> str:
-        """The program as XLA has optimised it for this machine; compiles it."""
+        """The program as XLA has optimised it for this machine; compiles it.
+
+        Raises:
+            InputError: a size is symbolic.
+        """
         return self._compiled.as_text()
 
     def text(self, *, depth: int | None = None) -> str:
@@ -331,8 +342,17 @@ class Graph:
         run = jax.jit(self._run.__wrapped__, donate_argnums=tuple(first))  # pyright: ignore[reportFunctionMemberAccess]
         return run.lower(*self._avals)
 
+    def _check_numbers(self, what: str) -> None:
+        symbols = symbolic_sizes(self.jaxpr)
+        if symbols:
+            raise InputError(
+                f"the {what} of {self!r} depend on {', '.join(symbols)}, which must have a number; "
+                "trace it with sizes that have one"
+            )
+
     @functools.cached_property
     def _compiled(self) -> Any:
+        self._check_numbers("memory and the HLO")
         return self._lowered.compile()
 
     # Paths and structures.
@@ -365,76 +385,6 @@ class Graph:
         flat = range(self._traced.structure.num_leaves)
         return self._interface.input_paths(*jax.tree.unflatten(self._traced.structure, flat))
 
-    def _leaves(self, state: Mapping[str, Any]) -> list[Any]:
-        if not isinstance(state, Mapping) or isinstance(state, nnx.State):
-            raise InputError(
-                "graph.apply takes the state first, a dict of arrays by path such as graph.state; "
-                f"got {type(state).__name__}"
-            )
-        paths = self._interface.paths
-        missing = [p for p in paths if p not in state]
-        extra = [p for p in state if p not in set(paths)]
-        if missing or extra:
-            hint = did_you_mean(extra[0], missing) if missing and extra else ""
-            raise InputError(
-                f"state must have the paths of {self!r}: missing {_few(missing)}; left over "
-                f"{_few(extra)}{hint}"
-            )
-        return [state[p] for p in paths]
-
-    def _arrays(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        layout = self._interface.layout
-        taken = (ARRAY, NESTED)
-        first = len(layout.kinds) - len(layout.names)
-        by_position = [k for k in layout.kinds[:first] if k in taken]
-        by_name = [n for n, k in zip(layout.names, layout.kinds[first:], strict=True) if k in taken]
-        if len(args) != len(by_position) or set(kwargs) != set(by_name):
-            wanted = [label if isinstance(label, str) else "…" for label in self._labels.arrays]
-            raise InputError(
-                f"{self!r} takes the arguments ({', '.join(wanted)}), {len(by_position)} of them "
-                f"by position; got {len(args)} by position and {sorted(kwargs)} by name"
-            )
-        given = [*args, *(kwargs[n] for n in by_name)]
-        kinds = [k for k in layout.kinds if k in taken]
-        return [
-            jax.tree.leaves(x, is_leaf=is_object) if k == NESTED else x
-            for x, k in zip(given, kinds, strict=True)
-        ]
-
-    def _check(self, given: tuple[list[Any], list[Any]]) -> None:
-        """Raise where the state and the arguments aren't as the graph was traced."""
-        traced = jax.tree.unflatten(self._traced.structure, self._avals)
-        labels = [*self._interface.paths, *self._labels.arrays]
-        values = zip([*traced[0], *traced[1]], [*given[0], *given[1]], strict=True)
-        for label, (avals, x) in zip(labels, values, strict=True):
-            wanted, came = jax.tree.structure(avals), jax.tree.structure(x)
-            if wanted != came:
-                name = label if isinstance(label, str) else ", ".join(label)
-                raise InputError(
-                    f"{name} must have the structure {self!r} was traced with, {wanted}; got {came}"
-                )
-        self._traced.check(self, self.input_paths, jax.tree.leaves(given))
-
-    def _outcome(self, leaves: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        plan = self._traced.plan
-        result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])
-        values = jax.tree.unflatten(plan.values, outputs[plan.num_results :])
-        paths = self._interface.paths
-        if plan.structure is None:
-            new = dict(zip(plan.changed, values, strict=True))
-            return result, {p: new.get(i, leaves[i]) for i, p in enumerate(paths)}
-        rest = iter(values)
-        after = [next(rest) if s is None else leaves[s] for s in plan.sources]
-        state = {path: after[i] for path, i in plan.state}
-
-        def fill(x: Any) -> Any:
-            if not isinstance(x, Mark):
-                return x
-            arrays = {path: after[i] for path, i in plan.returned[x.number]}
-            return arrays.get("", arrays)  # one Variable is its array
-
-        return jax.tree.map(fill, result, is_leaf=lambda x: isinstance(x, Mark)), state
-
 
 def _as_type(leaves: Sequence[Any] | None, dtype: DTypeLike) -> list[Any] | None:
     if leaves is None:
@@ -447,9 +397,3 @@ def _as_type(leaves: Sequence[Any] | None, dtype: DTypeLike) -> list[Any] | None
 
 def _struct(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
-
-
-def _few(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

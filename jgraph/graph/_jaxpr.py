@@ -6,21 +6,18 @@ their attributes, so that one file has to follow a new JAX.
 
 from __future__ import annotations
 
-import functools
-import os
 import re
-import sysconfig
 from typing import Any, NamedTuple
 
-import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from jgraph.debug import is_users
 
 # Entered by JAX itself: they say how a program was made, not where a module stands.
 _MADE_BY_JAX = frozenset({"rematted_computation", "checkpoint", "remat", "jit", "while", "body"})
 
 _NO_FORMULA = re.compile(r"[^A-Za-z,.]")
 
-_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -104,36 +101,13 @@ def _joined(outer: list[str], inner: list[str]) -> list[str]:
     return inner if outer and inner[: len(outer)] == outer else outer + inner
 
 
-@functools.cache
-def _library_folders() -> tuple[str, ...]:
-    here = os.path.dirname(os.path.realpath(__file__))
-    paths = sysconfig.get_paths()
-    folders = [os.path.dirname(here), os.path.dirname(os.path.realpath(jax.__file__))]
-    folders += [paths["stdlib"], paths["purelib"], paths["platlib"]]
-    return tuple(os.path.realpath(folder) + os.sep for folder in folders)
-
-
-@functools.cache
-def _is_users(file: str) -> bool:
-    if file.startswith("<frozen"):
-        return False
-    real = os.path.realpath(file)
-    # The networks and losses that come with jgraph are what their user wants to read.
-    package = _library_folders()[0]
-    for part in ("models", "losses"):
-        if real.startswith(os.path.realpath(package + part) + os.sep):
-            return True
-    is_installed = not _PACKAGES.isdisjoint(real.split(os.sep))
-    return not is_installed and not real.startswith(_library_folders())
-
-
 def frame_of(eqn: JaxprEqn) -> tuple[str, int] | None:
     """Return file and line of the innermost frame outside libraries that made `eqn`."""
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
     for frame in traceback.frames:
-        if _is_users(frame.file_name):
+        if is_users(frame.file_name):
             return frame.file_name, int(frame.line_num)
     return None
 

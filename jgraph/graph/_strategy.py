@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from jgraph._errors import InputError
+
 Body: TypeAlias = Callable[..., list[Any]]
 """A traced function: the state's arrays, then the arguments' arrays, to a list of outputs."""
 
@@ -51,3 +53,16 @@ class Strategy(Protocol):
     def placed(self, path: str, value: Any) -> Any:
         """Return a new value of a state's array, held where the strategy keeps it."""
         ...
+
+
+def checked(strategy: Any) -> Strategy | None:
+    """Return a strategy or None; raise for anything else.
+
+    Raises:
+        InputError: it isn't one.
+    """
+    if strategy is not None and (isinstance(strategy, type) or not isinstance(strategy, Strategy)):
+        raise InputError(
+            f"strategy must be one of jgraph.distribute, such as DataParallel(), got {strategy!r}"
+        )
+    return strategy

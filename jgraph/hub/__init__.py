@@ -16,6 +16,7 @@ from jgraph.hub._layer import Layer as Layer
 from jgraph.hub._load import load as load
 from jgraph.hub._module import Info as Info
 from jgraph.hub._module import Module as Module
+from jgraph.hub._publish import describe as describe
 from jgraph.hub._publish import publish as publish
 from jgraph.hub._transfer import pull as pull
 from jgraph.hub._transfer import push as push

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,17 @@ class Layer(Part):
     `eval()` choose the program; it starts in evaluation mode.
     """
 
-    def __init__(self, module: Module, signature: str, keys: Sequence[str]) -> None:
-        self._module, self._signature, self._keys = module, signature, tuple(keys)
+    def __init__(
+        self, module: Module, signature: str, keys: Sequence[str], below: str = ""
+    ) -> None:
+        self._module, self._signature = module, signature
+        self._keys, self._below = tuple(keys), below
         self.deterministic = True
 
     def __call__(self, *inputs: Any) -> Any:
         """Return the signature's outputs."""
         runner = self._module.runner(self._signature, train=not self.deterministic)
-        variables = take(self, runner.paths)
+        variables = self._take(runner.paths)
         weights = {key: variable.get_value() for key, variable in variables.items()}
         if self.deterministic or replica_axis() is None:
             outputs, after = runner(weights, *inputs)
@@ -45,15 +48,42 @@ class Layer(Part):
                 variable.set_value(after[key])
         return outputs
 
+    @property
+    def source(self) -> Module:
+        """The module it was made of, with the weights that it had."""
+        return self._module
+
+    def part(self, key: str) -> nnx.Module | None:
+        """Return what is below a key, None where this signature uses nothing of it."""
+        node: Any = self
+        for name in key.removeprefix(self._below).split("/"):
+            node = vars(node).get(name)
+            if not isinstance(node, nnx.Module):
+                return None
+        return node
+
     def module(self) -> Module:
         """Return the hub module with this layer's weights, those it doesn't use as they were."""
-        found = take(self, (key for key in self._keys if key in self._module.weights))
+        found = self._take(key for key in self._keys if key in self._module.weights)
         return self._module.with_weights({k: np.asarray(v.get_value()) for k, v in found.items()})
+
+    def _take(self, keys: Iterable[str]) -> dict[str, nnx.Variable[Any]]:
+        names = {key: key.removeprefix(self._below) for key in keys}
+        found = take(self, names.values())
+        return {key: found[name] for key, name in names.items()}
+
+
+LayerT = TypeVar("LayerT", bound=Layer)
 
 
 def make_layer(
-    module: Module, signature: str, trainable: bool | str | Sequence[str], rngs: nnx.Rngs
-) -> Layer:
+    module: Module,
+    signature: str,
+    trainable: bool | str | Sequence[str],
+    rngs: nnx.Rngs,
+    below: str,
+    kind: type[LayerT],
+) -> LayerT:
     """Make a layer; see `Module.as_nnx`."""
     runners = [module.runner(signature, train=mode) for mode in (False, True)]
     keys = tuple(dict.fromkeys(key for runner in runners for key in runner.paths))
@@ -62,17 +92,17 @@ def make_layer(
     globs = [trainable] if isinstance(trainable, str) else trainable
     if not isinstance(globs, bool):
         _check_globs(globs, [key for key in keys if is_param[key]])
-    made = Layer(module, signature, keys)
+    made = kind(module, signature, keys, below)
     variables: dict[str, nnx.Variable[Any]] = {}
     for key in keys:
         if key in module.weights:
-            kind = KINDS[entries[key]["kind"]]
+            variable_type = KINDS[entries[key]["kind"]]
             if is_param[key] and not _is_trainable(key, globs):
-                kind = Frozen
-            variables[key] = kind(jnp.asarray(module.weights[key]))
+                variable_type = Frozen
+            variables[key] = variable_type(jnp.asarray(module.weights[key]))
         else:
             variables[key] = _stream(entries[key], key, rngs)
-    grow(made, variables)
+    grow(made, {key.removeprefix(below): variable for key, variable in variables.items()})
     return made
 
 

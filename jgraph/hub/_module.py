@@ -17,7 +17,7 @@ from jgraph._errors import GraphFormatError, InputError, ModuleFormatError, Sign
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean
 from jgraph.graph import Graph
-from jgraph.hub._layer import Layer, make_layer
+from jgraph.hub._layer import Layer, LayerT, make_layer
 from jgraph.hub._manifest import check_manifest
 from jgraph.hub._weights import KINDS, state_paths
 
@@ -184,7 +184,9 @@ class Module:
         *,
         trainable: bool | str | Sequence[str] = False,
         rngs: nnx.Rngs | None = None,
-    ) -> Layer:
+        below: str = "",
+        kind: type[LayerT] = Layer,
+    ) -> LayerT:
         """Return a signature as an NNX module, to be used inside any model.
 
         Its `train()` and `eval()` choose the program, so that dropout and batch normalisation do
@@ -195,6 +197,9 @@ class Module:
             trainable: True makes every parameter that the signature uses an `nnx.Param`, False
                 none; globs of keys make those, as `"blocks/1[0-5]/*"`.
             rngs: source of the random streams, such as dropout's; None for `nnx.Rngs(0)`.
+            below: what the names of the layer's weights leave out at their beginning, as
+                "backbone/".
+            kind: a class of one's own for the layer, derived from `Layer`.
 
         Returns:
             The layer. `layer.module()` is this module with the layer's weights.
@@ -203,7 +208,8 @@ class Module:
             SignatureError: there is no such signature.
             InputError: a glob matches no parameter.
         """
-        return make_layer(self, signature, trainable, nnx.Rngs(0) if rngs is None else rngs)
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        return make_layer(self, signature, trainable, rngs, below, kind)
 
     def with_weights(self, weights: Mapping[str, Any]) -> Module:
         """Return the module with some weights replaced.

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,54 @@ def publish(
         raise InputError(
             f"model must be an nnx.Module or a module of the hub, got {type(model).__name__}"
         )
+    described = describe(
+        model, signatures=signatures, inputs=inputs, preprocessing=preprocessing, train=train
+    )
+    names = getattr(model, "class_names", None) or () if labels is None else labels
+    preprocessing = preprocessing or getattr(model, "preprocessing", None)
+    manifest = {
+        **described.manifest,
+        "labels": list(map(str, names)),
+        "preprocess": preprocessing.to_json() if preprocessing else {},
+        "licence": {"weights": licence} if isinstance(licence, str) else dict(licence or {}),
+        "provenance": dict(provenance or {}),
+    }
+    weights = {
+        key: np.asarray(variable.get_raw_value())
+        for key, variable in variables_of(model).items()
+        if not isinstance(variable, nnx.RngState)
+    }
+
+    def write_files(unfinished: Path) -> None:
+        described.write_programs(unfinished)
+        text = written_card(Path(folder).name, manifest, weights) if card is None else card
+        (unfinished / CARD).write_text(text, "utf-8")
+
+    return write_module(folder, manifest, weights, write_files=write_files)
+
+
+class Described(NamedTuple):
+    """What a manifest says of signatures and weights, and the programs."""
+
+    manifest: dict[str, Any]
+    programs: dict[str, Program]
+
+    def write_programs(self, folder: Path) -> None:
+        """Write the graph files into an unfinished module folder."""
+        (folder / PROGRAMS).mkdir()
+        for name, program in self.programs.items():
+            program.graph.save(folder / PROGRAMS / f"{name}.graph", state=False)
+
+
+def describe(
+    model: nnx.Module,
+    *,
+    signatures: Mapping[str, Signature | str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    train: bool = True,
+) -> Described:
+    """Trace a model's signatures; arguments as for `publish`."""
     preprocessing = preprocessing or getattr(model, "preprocessing", None)
     chosen = _signatures(model, signatures)
     specs = {name: _inputs(name, chosen, inputs, preprocessing) for name in chosen}
@@ -107,31 +155,12 @@ def publish(
         if not _are_alike(trained, evaluated):
             programs[f"{name}.train"] = trained
         entries[name] = _entry(name, programs, specs[name])
-    variables = variables_of(model)
-    names = getattr(model, "class_names", None) or () if labels is None else labels
     manifest = {
         "signatures": entries,
-        "variables": {key: _variable(variable) for key, variable in variables.items()},
+        "variables": {key: _variable(x) for key, x in variables_of(model).items()},
         "stages": _stages(model),
-        "labels": list(map(str, names)),
-        "preprocess": preprocessing.to_json() if preprocessing else {},
-        "licence": {"weights": licence} if isinstance(licence, str) else dict(licence or {}),
-        "provenance": dict(provenance or {}),
     }
-    weights = {
-        key: np.asarray(variable.get_raw_value())
-        for key, variable in variables.items()
-        if not isinstance(variable, nnx.RngState)
-    }
-
-    def write_files(unfinished: Path) -> None:
-        (unfinished / PROGRAMS).mkdir()
-        for name, program in programs.items():
-            program.graph.save(unfinished / PROGRAMS / f"{name}.graph", state=False)
-        text = written_card(Path(folder).name, manifest, weights) if card is None else card
-        (unfinished / CARD).write_text(text, "utf-8")
-
-    return write_module(folder, manifest, weights, write_files=write_files)
+    return Described(manifest, programs)
 
 
 def _publish_again(

@@ -12,9 +12,6 @@ from flax import nnx
 from jgraph._errors import ModuleFormatError
 from jgraph.graph import named_variables
 
-# What an NNX object has of its own; a Variable of that name would hide it.
-_TAKEN = frozenset(dir(nnx.Module))
-
 KINDS: Mapping[str, type[nnx.Variable[Any]]] = {
     kind.__name__: kind
     for kind in (nnx.Param, nnx.BatchStat, nnx.Cache, nnx.RngKey, nnx.RngCount, nnx.Variable)
@@ -70,7 +67,8 @@ def grow(root: Part, variables: Mapping[str, nnx.Variable[Any]]) -> Part:
 
 
 def _set(node: Part, name: str, value: Any, key: str) -> None:
-    if not name or name in _TAKEN or name.startswith("_"):
+    # What the object has of its own, a Variable of that name would hide.
+    if not name or name.startswith("_") or hasattr(type(node), name):
         raise ModuleFormatError(f"the weight {key!r} must have names that attributes can have")
     setattr(node, name, value)
 

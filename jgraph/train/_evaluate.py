@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
 from jgraph._replicas import num_replicas, over_replicas
+from jgraph.debug import debuggable
 from jgraph.distribute import Prefetch, Strategy
 from jgraph.graph import function, module_scopes, synchronised
 from jgraph.train._batches import put
@@ -26,6 +27,7 @@ _COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Measured]]] = 
 )
 
 
+@debuggable
 def evaluate(
     model: nnx.Module,
     fn: LossFn,
@@ -69,6 +71,7 @@ def evaluate(
     return evaluate_leaves(fn, measure, binding, params, rest, data, strategy)
 
 
+@debuggable
 def predict(
     model: nnx.Module,
     fn: Callable[[Any, Any], Any],

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
+from jgraph.debug import debuggable
 from jgraph.distribute import Prefetch, Strategy
 from jgraph.train._batches import cycle, put_work, stacked
 from jgraph.train._callbacks import Callback
@@ -19,6 +20,7 @@ from jgraph.train._specs import EvalSpec, Metric, TrainResult, TrainSpec
 from jgraph.train._step import check_model_and_optimizer, make_step
 
 
+@debuggable
 def train_and_evaluate(
     model: nnx.Module,
     loss_fn: LossFn,

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +33,28 @@ class NonFiniteError(InputError, FloatingPointError):
     Args:
         step: the step, counted from 1.
         loss: its loss.
+        where: which operation made it so, in a sentence; None where that isn't known.
     """
 
-    def __init__(self, step: int, loss: float) -> None:
+    def __init__(self, step: int, loss: float, where: str | None = None) -> None:
         self.step = step
         self.loss = loss
+        self.where = where
         super().__init__(
             f"loss and update must be finite, at step {step} the loss was {loss:g}"
-            f"{' and the update was not finite' if math.isfinite(loss) else ''}; the model holds "
+            f"{' and the update was not finite' if math.isfinite(loss) else ''}: "
+            f"{where or 'which operation made it so is not known'}. The model holds "
             f"the state after step {step - 1}. Lower the learning rate, clip gradients, or look "
-            "at that step's batch under jax.disable_jit()"
+            "at that step's batch in jg.debug_mode()"
         )
+
+
+class _Call(NamedTuple):
+    """A call that the devices may still be working on: its first step, and what it was given."""
+
+    first: int
+    work: Work
+    health: Health
 
 
 class Run:
@@ -64,8 +75,8 @@ class Run:
         self._train, self._evals, self._strategy = train, evals, strategy
         self._best, self._best_value = best, None
         self._callbacks = callbacks
-        self._in_flight: deque[Health] = deque()
-        self._pending: tuple[int, Measured, Health] | None = None
+        self._in_flight: deque[_Call] = deque()
+        self._pending: tuple[int, Measured] | None = None
         self._history: list[dict[str, Any]] = []
         self._states: dict[str, Any] = {}
         self._steps = 0
@@ -81,20 +92,20 @@ class Run:
         health = self._step.advance(work.batch, stacked=work.steps > 1)
         first = self._steps + 1
         self._steps += work.steps
-        self._in_flight.append(health)
+        self._in_flight.append(_Call(first, work, health))
         if len(self._in_flight) > _MAX_IN_FLIGHT:
-            self._in_flight.popleft().step.block_until_ready()
+            self._settle()
         for callback in self._callbacks:
             with self._may_stop():
                 for step in range(first, self._steps + 1):
                     callback.on_step(step)
         last = self._stopped or self._steps == self._train.max_steps
         if last or self._steps % self._train.log_every == 0:
-            self._close_window(health)
+            self._close_window()
         due = [name for name, spec in self._evals.items() if last or spec.is_due(self._steps)]
         if due or last:
             self._flush()
-            raise_if_bad(health)
+            self._settle_until(self._steps)
         for name in due:
             self._evaluate(name)
         return self._stopped
@@ -131,18 +142,46 @@ class Run:
         except StopTraining:
             self._stopped = True
 
-    def _close_window(self, health: Health) -> None:
+    def _settle(self) -> None:
+        """Wait for the oldest call, and raise if a step of it wasn't finite."""
+        call = self._in_flight.popleft()
+        bad_step = int(call.health.bad_step)
+        if bad_step:
+            loss = float(call.health.bad_loss)
+            where, cause = self._locate(call, bad_step)
+            if where is None and math.isfinite(loss):
+                where = (
+                    "loss and gradients are finite, so it is the optimizer's own numbers, such as "
+                    "its learning rate"
+                )
+            raise NonFiniteError(bad_step, loss, where) from cause
+
+    def _settle_until(self, step: int) -> None:
+        while self._in_flight and self._in_flight[0].first <= step:
+            self._settle()
+
+    def _locate(self, call: _Call, bad_step: int) -> tuple[str | None, Exception | None]:
+        """Say what made a step not finite; with the error, if the step raises where it can."""
+        batch = call.work.batch
+        if call.work.steps > 1:
+            batch = jax.tree.map(lambda x: x[bad_step - call.first], batch)
+        try:
+            return self._step.locate(batch), None
+        except Exception as error:  # noqa: BLE001  such as a loss that sees its labels' values now
+            return f"taken again in debug mode it raised {type(error).__name__}: {error}", error
+
+    def _close_window(self) -> None:
         window = self._step.take_window()
         self._flush()
-        self._pending = self._steps, window, health
+        self._pending = self._steps, window
 
     def _flush(self) -> None:
         """Fetch and hand out the window that closed before this one."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        step, window, health = pending
-        raise_if_bad(health)
+        step, window = pending
+        self._settle_until(step)
         row = {"step": step, "set": "train", **jax.device_get(window).row()}
         self._history.append(row)
         for callback in self._callbacks:
@@ -174,10 +213,3 @@ class Run:
         """Return a copy of the model's state, which later steps don't overwrite."""
         leaves = self._step.model_leaves(averaged=averaged)
         return self._step.binding.state(*jax.tree.map(jnp.copy, leaves))
-
-
-def raise_if_bad(health: Health) -> None:
-    """Raise where a step wasn't finite; it waits for the step."""
-    _, bad_step, bad_loss = jax.device_get(tuple(health))
-    if bad_step:
-        raise NonFiniteError(int(bad_step), float(bad_loss))

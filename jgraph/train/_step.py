@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
 from jgraph._replicas import replica_key
+from jgraph.debug import describe_bad, explained, locate
 from jgraph.distribute import Strategy, own
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
 from jgraph.train._carry import Carry, Flat, Health, State
@@ -90,11 +91,18 @@ class Step:
             update: scalars that are still being computed. If the loss or an update wasn't finite,
             this and all later steps leave the model as it is; `health` names the step.
         """
-        return self.function(self._started(batch), batch)[1]
+        return self._run(self.function, self._started(batch), batch)[1]
 
     def graph(self, batch: Any) -> Graph:
-        """Trace the step for a batch without running it; see `jgraph.function`."""
-        return self.function.graph(self._started(batch), batch)
+        """Trace the step for a batch without running it; see `jgraph.function`.
+
+        The graph's state is what the step has trained by the time it is read or saved, a dict of
+        arrays by path under `carry`; the graph keeps it alive. The next step overwrites the arrays.
+        """
+        carry = self._started(batch)
+        graph = self.function.graph(carry, batch)
+        graph.read_state_by(lambda: [dict(carry.get_raw_value())])
+        return graph
 
     @property
     def health(self) -> Health | None:
@@ -103,6 +111,22 @@ class Step:
         Plain numbers: it waits for the last step.
         """
         return None if self._carry is None else jax.device_get(self._unpacked().health)
+
+    def locate(self, batch: Any) -> str | None:
+        """Say which operation makes this batch's loss, gradients or update not finite.
+
+        It takes the step again in debug mode, from the state after the last good one, and changes
+        nothing: for a batch whose step `health` names. The user's loss function runs once more or
+        twice, operation by operation.
+
+        Returns:
+            A sentence that names the operation, the line, the module's path and what went in; None
+            where all is finite.
+        """
+        carry = self._started(batch).get_raw_value()
+        return describe_bad(batch, "the batch") or locate(
+            lambda: self._step(self._good_carry(carry), batch)
+        )
 
     @property
     def model(self) -> nnx.Module:
@@ -118,9 +142,9 @@ class Step:
     def advance(self, batch: Any, *, stacked: bool = False) -> Health:
         """Take a step, or one step for each of several stacked batches."""
         if not stacked:
-            return Health(*self.function(self._started(batch), batch)[0])
+            return Health(*self._run(self.function, self._started(batch), batch)[0])
         carry = self._started(batch, stacked=True)
-        return Health(*self._steps(carry, batch)[0])
+        return Health(*self._run(self._steps, carry, batch)[0])
 
     @property
     def started(self) -> bool:
@@ -140,6 +164,17 @@ class Step:
         empty = jax.tree.map(jnp.zeros_like, carry.window)
         variable.set_raw_value(self._flat.pack(carry._replace(window=empty)))
         return carry.window
+
+    @staticmethod
+    def _run(function: Callable[..., Any], carry: nnx.Variable[Any], batch: Any) -> Any:
+        """Take a step; where debug mode stops it, say so if the batch had brought the NaN along."""
+        try:
+            return function(carry, batch)
+        except FloatingPointError as error:
+            bad = describe_bad(batch, "the batch")
+            if bad:
+                error.add_note(f"jgraph: {bad}")
+            raise
 
     # Before the first step.
 
@@ -196,6 +231,13 @@ class Step:
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
         return Carry(State(params, rest, opt_leaves, average), window, health)
 
+    def _good_carry(self, arrays: dict[str, Any]) -> Carry:
+        """Return the carry as before the first bad step, but for the optimizer's bad numbers."""
+        carry = self._flat.unpack(arrays)
+        optimizer = jax.tree.map(_finite_part, carry.state.optimizer)
+        good = Health(carry.health.step, jnp.int32(0), jnp.float32(0))
+        return carry._replace(state=carry.state._replace(optimizer=optimizer), health=good)
+
     def _variable(self) -> nnx.Variable[dict[str, Any]]:
         assert self._carry is not None, "there is a carry from the first step on"
         return self._carry
@@ -208,7 +250,7 @@ class Step:
     def _forward(self, params: Leaves, rest: Leaves, batch: Any) -> tuple[Measured, Leaves]:
         mine = tuple(map(replica_key, rest))
         model = self.binding.merge(params, mine, train=True)
-        with module_scopes([("model", model)]), synchronised(model):
+        with module_scopes([("model", model)]), synchronised(model), explained():
             measured = measure_loss(self._loss_fn, model, batch)
         new = self.binding.read_rest(model, mine)
         # What rests is what it was before: a replica's own keys are made anew at each step.
@@ -342,6 +384,11 @@ def _keep(good: Bool[Array, ""], new: Any, old: Any) -> Any:
 def _as_before(new: Any, old: Any) -> Array:
     """Return new in old's type: another one would compile a second program."""
     return jnp.asarray(new).astype(jnp.asarray(old).dtype)
+
+
+def _finite_part(x: Any) -> Any:
+    is_float = jnp.issubdtype(x.dtype, jnp.inexact)
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) if is_float else x
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:

@@ -11,10 +11,12 @@ import safetensors.numpy
 
 from jgraph._errors import InputError, ModuleFormatError
 from jgraph._handles import LocalHandle, parse_handle, resolve
+from jgraph.models._weights._keras_file import read_keras_file
 from jgraph.models._weights._torch_file import read_torch_file
 
 _TORCH_SUFFIXES = (".pth", ".pt")
-_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+_KERAS_SUFFIXES = (".h5", ".keras")
+_SUFFIXES = (*_TORCH_SUFFIXES, *_KERAS_SUFFIXES, ".safetensors")
 
 
 def find_weights(weights: str | os.PathLike[str], *, extra: str | None = None) -> Path:
@@ -48,7 +50,10 @@ def find_weights(weights: str | os.PathLike[str], *, extra: str | None = None) -
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the tensors of a weight file: .pth and .pt (PyTorch, read restrictedly) or .safetensors.
+    """Read the tensors of a weight file.
+
+    It may end in .safetensors, in .pth or .pt (PyTorch, read restrictedly), or in .h5 or .keras
+    (Keras, with the extra `keras`, read restrictedly).
 
     Args:
         path: the file.
@@ -57,7 +62,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         The tensors by their names.
 
     Raises:
-        InputError: there is no such file, or its ending is another.
+        InputError: there is no such file, its ending is another, or h5py is not installed.
         UnsafeModuleError: the file names something other than plain tensors.
         ModuleFormatError: the file is broken.
 
@@ -71,6 +76,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise InputError(f"weights must be a file ending in {', '.join(_SUFFIXES)}, got {path}")
     if path.suffix in _TORCH_SUFFIXES:
         return read_torch_file(path)
+    if path.suffix in _KERAS_SUFFIXES:
+        return read_keras_file(path)
     if not path.is_file():
         raise InputError(f"weights must be a file, there is none at {path}")
     try:

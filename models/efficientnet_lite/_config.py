@@ -7,36 +7,11 @@ import math
 
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
+from jgraph.models._layers import BlockSpec, round_channels
+from jgraph.models._network import check_num_classes
 
 STEM_CHANNELS = 32
 FEATURE_SIZE = 1280
-# Channel counts are multiples of eight, which suits vector units.
-CHANNEL_DIVISOR = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """The sizes of one inverted residual block.
-
-    Args:
-        kernel_size: side of the depthwise kernel, in pixels.
-        stride: step of the depthwise convolution, in pixels.
-        expansion: channels inside the block per input channel.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-    """
-
-    kernel_size: int
-    stride: int
-    expansion: int
-    in_channels: int
-    out_channels: int
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether the input is added to the output."""
-        return self.stride == 1 and self.in_channels == self.out_channels
-
 
 # Repeats and the sizes of the first block of each of the seven stages, before width and depth.
 _BASE_STAGES = (
@@ -87,10 +62,7 @@ class EfficientNetLiteConfig:
             raise InputError(
                 f"width and depth must be positive, got width {self.width} and depth {self.depth}"
             )
-        if self.num_classes < 0:
-            raise InputError(
-                f"num_classes must be 0 (no classification head) or more, got {self.num_classes}"
-            )
+        check_num_classes(self.num_classes)
 
     @classmethod
     def lite0(cls, num_classes: int = 1000) -> EfficientNetLiteConfig:
@@ -118,6 +90,11 @@ class EfficientNetLiteConfig:
         return cls(1.4, 1.8, 300, 0.3, num_classes)
 
     @property
+    def feature_size(self) -> int:
+        """The length of the feature vectors."""
+        return FEATURE_SIZE
+
+    @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """The sizes of every block, in forward order."""
         specs: list[BlockSpec] = []
@@ -126,7 +103,7 @@ class EfficientNetLiteConfig:
             first = dataclasses.replace(
                 base,
                 in_channels=specs[-1].out_channels if specs else STEM_CHANNELS,
-                out_channels=_scale_channels(base.out_channels, self.width),
+                out_channels=round_channels(base.out_channels * self.width),
             )
             rest = dataclasses.replace(first, in_channels=first.out_channels, stride=1)
             count = repeats if at_an_end else math.ceil(self.depth * repeats)
@@ -143,11 +120,3 @@ class EfficientNetLiteConfig:
             mean=(127.0, 127.0, 127.0),
             std=(128.0, 128.0, 128.0),
         )
-
-
-def _scale_channels(channels: int, width: float) -> int:
-    """Return `channels * width` to the nearest multiple of eight, at most a tenth below."""
-    scaled = channels * width
-    nearest = int(scaled + CHANNEL_DIVISOR / 2) // CHANNEL_DIVISOR * CHANNEL_DIVISOR
-    nearest = max(CHANNEL_DIVISOR, nearest)
-    return nearest if nearest >= 0.9 * scaled else nearest + CHANNEL_DIVISOR

@@ -5,34 +5,19 @@ Source of the names: the package efficientnet-lite-pytorch 0.1.0.
 
 from __future__ import annotations
 
-from jgraph.models._weights._assign import TensorName, WeightNames
+from jgraph.models._weights._tables import Row, WeightNames, torch_names
 from jgraph.models.efficientnet_lite._config import EfficientNetLiteConfig
 
-# Leaf, its name in the file, and the transpose that makes the file's layout ours
-# (PyTorch: output, input, height, width; here: height, width, input, output).
-_CONV = (("kernel", "weight", (2, 3, 1, 0)),)
-_NORM = (
-    ("scale", "weight", None),
-    ("bias", "bias", None),
-    ("mean", "running_mean", None),
-    ("var", "running_var", None),
-)
-_LINEAR = (("kernel", "weight", (1, 0)), ("bias", "bias", None))
-
-_ENDS = (
-    ("stem/conv", "_conv_stem", _CONV),
-    ("stem/norm", "_bn0", _NORM),
-    ("head/conv", "_conv_head", _CONV),
-    ("head/norm", "_bn1", _NORM),
-)
-_EXPAND = (("expand/conv", "_expand_conv", _CONV), ("expand/norm", "_bn0", _NORM))
+_STEM = (Row("stem/conv", "conv", "_conv_stem"), Row("stem/norm", "norm", "_bn0"))
+_HEAD = (Row("head/conv", "conv", "_conv_head"), Row("head/norm", "norm", "_bn1"))
+_EXPAND = (Row("expand/conv", "conv", "_expand_conv"), Row("expand/norm", "norm", "_bn0"))
 _BLOCK = (
-    ("depthwise/conv", "_depthwise_conv", _CONV),
-    ("depthwise/norm", "_bn1", _NORM),
-    ("project/conv", "_project_conv", _CONV),
-    ("project/norm", "_bn2", _NORM),
+    Row("depthwise/conv", "depthwise", "_depthwise_conv"),
+    Row("depthwise/norm", "norm", "_bn1"),
+    Row("project/conv", "conv", "_project_conv"),
+    Row("project/norm", "norm", "_bn2"),
 )
-_CLASSIFIER = (("classifier", "_fc", _LINEAR),)
+_CLASSIFIER = (Row("classifier", "linear", "_fc"),)
 
 
 def weight_names(config: EfficientNetLiteConfig) -> WeightNames:
@@ -46,19 +31,15 @@ def weight_names(config: EfficientNetLiteConfig) -> WeightNames:
 
     Example:
         >>> names = weight_names(EfficientNetLiteConfig.lite0())
-        >>> names.backbone["stem/conv/kernel"]
-        TensorName(name='_conv_stem.weight', transpose=(2, 3, 1, 0))
+        >>> names.backbone["stem/conv/kernel"].name
+        '_conv_stem.weight'
     """
-    backbone = _rows(_ENDS)
+    rows = [*_STEM, *_HEAD]
     for index, spec in enumerate(config.blocks):
-        table = _BLOCK if spec.expansion == 1 else _EXPAND + _BLOCK
-        backbone |= _rows(table, f"blocks/{index}/", f"_blocks.{index}.")
-    return WeightNames(backbone, _rows(_CLASSIFIER), ignored_suffixes=(".num_batches_tracked",))
-
-
-def _rows(table: tuple, path: str = "", name: str = "") -> dict[str, TensorName]:
-    return {
-        f"{path}{module}/{leaf}": TensorName(f"{name}{torch_module}.{tensor}", transpose)
-        for module, torch_module, leaves in table
-        for leaf, tensor, transpose in leaves
-    }
+        rows += [
+            Row(f"blocks/{index}/{row.path}", row.kind, f"_blocks.{index}.{row.name}")
+            for row in (_BLOCK if spec.expansion == 1 else _EXPAND + _BLOCK)
+        ]
+    return WeightNames(
+        torch_names(rows), torch_names(_CLASSIFIER), ignored_suffixes=(".num_batches_tracked",)
+    )

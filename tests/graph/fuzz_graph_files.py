@@ -49,6 +49,7 @@ from jgraph._errors import GraphFormatError, InputError
 from jgraph.graph import Graph, function
 from jgraph.graph._file._kinds import DTYPES, as_dtype
 from jgraph.graph._file._table import TABLE
+from jgraph.graph._matching import outcome_of
 
 SECONDS = 1.0
 MEGABYTES = 200
@@ -369,7 +370,7 @@ def _call(graph: Graph) -> None:
 
     def outcome(*flat: Any) -> Any:
         leaves, _ = jax.tree.unflatten(traced.structure, flat)
-        return graph._outcome(leaves, graph._run(*flat))
+        return outcome_of(traced.plan, graph._interface.paths, leaves, graph._run(*flat))
 
     def derivative(*flat: Any) -> Any:
         tangents = [x if jnp.issubdtype(x.dtype, jnp.inexact) else _no_tangent(x) for x in flat]

@@ -24,7 +24,6 @@ class Program(NamedTuple):
     graph: jg.Graph
     arguments: tuple[Any, ...]
     objects: tuple[Any, ...] = ()
-    given: dict[str, Any] | None = None
     numbers: jg.Graph | None = None  # traced with the arguments' sizes
 
     @property
@@ -35,8 +34,6 @@ class Program(NamedTuple):
     @property
     def state(self) -> dict[str, Any]:
         """The state to save and to run it with."""
-        if self.given is not None:
-            return self.given
         return self.source.state if self.objects else {}
 
 
@@ -151,11 +148,7 @@ def _gpt_step() -> Program:
     batch = {"tokens": tokens}
     with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
         graph = step.graph(batch)
-    ((path, _),) = {
-        p.partition("[")[0]: None for p in graph.input_paths if "tokens" not in p
-    }.items()
-    carry: Any = step._carry
-    return Program(graph, (batch,), (model, step), {path: carry.get_raw_value()})
+    return Program(graph, (batch,), (model,))
 
 
 def _recurrent() -> Program:
@@ -545,7 +538,30 @@ def _algebra(m: Any) -> Any:
         lower,
         jax.scipy.linalg.solve_triangular(lower, m.T, lower=True),
         lax.linalg.lu(square)[0],
+        *jnp.linalg.qr(m),
     )
+
+
+def _systems(m: Any) -> Any:
+    square = m.T @ m + jnp.eye(3) + jnp.triu(jnp.ones((3, 3)))
+    symmetric = square + square.T
+    return (
+        *(jnp.linalg.solve(square, m.T), jnp.linalg.inv(square), jnp.linalg.det(square)),
+        jax.scipy.sparse.linalg.cg(lambda v: symmetric @ v, m[0])[0],
+    )
+
+
+def _spectra(x: Any) -> Any:
+    return jnp.fft.irfft(jnp.fft.rfft(x) * 2), jnp.abs(jnp.fft.fft(x)), jnp.fft.ifft(x).imag
+
+
+def _platforms(x: Any) -> Any:
+    on_cpu = lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos)
+    return on_cpu, lax.platform_dependent(x, cuda=jnp.sin, tpu=jnp.sin, default=jnp.cos)
+
+
+def _polynomials(x: Any) -> Any:
+    return jnp.polyval(x, x), jnp.polyval(jnp.asarray([1.0, -2.0, 0.5]), x)
 
 
 def _rematerialised(x: Any) -> Any:
@@ -608,6 +624,10 @@ _OPERATIONS: dict[str, tuple[Any, ...]] = {
     "pools": (_pools, _PICTURE),
     "convolutions": (_convolutions, _PICTURE, _floats(3, 3, 2, 2)),
     "algebra": (_algebra, _M),
+    "systems": (_systems, _M),
+    "spectra": (_spectra, _X),
+    "platforms": (_platforms, _X),
+    "polynomials": (_polynomials, _X),
     "remat": (_rematerialised, _X),
     "complex": (
         lambda x, y: [f(v) for v in _complex(x, y) for f in (jnp.real, jnp.imag)],

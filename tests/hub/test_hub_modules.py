@@ -1,6 +1,10 @@
 """Modules: published, loaded, called, differentiated, put into models and published again."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +15,8 @@ from flax import nnx
 
 import jgraph as jg
 from jgraph.hub import Frozen
+from tests.hub.hub_net import X, Y, make_net
 
-
-class Net(nnx.Module):
-    """Batch normalisation, dropout, a list of blocks and a head that `features` doesn't use."""
-
-    def __init__(self, rngs: nnx.Rngs, drop: float = 0.5) -> None:
-        self.first = nnx.Linear(4, 8, rngs=rngs)
-        self.norm = nnx.BatchNorm(8, rngs=rngs)
-        self.drop = nnx.Dropout(drop, rngs=rngs)
-        self.blocks = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(2)])
-        self.head = nnx.Linear(8, 3, rngs=rngs)
-
-    def features(self, x):
-        x = nnx.relu(self.norm(self.first(x)))
-        for block in self.blocks:
-            x = x + block(x)
-        return self.drop(x)
-
-    def __call__(self, x):
-        return self.head(self.features(x))
-
-
-X = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
-Y = np.array([0, 1, 0, 1, 1, 0, 1, 0])
 FEATURES = [
     "blocks/0/bias",
     "blocks/0/kernel",
@@ -45,13 +27,6 @@ FEATURES = [
     "norm/bias",
     "norm/scale",
 ]
-
-
-def make_net(**options):
-    net = Net(nnx.Rngs(0), **options)
-    net.eval()
-    net.norm.mean[...] = jnp.linspace(-0.3, 0.4, 8)
-    return net
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +374,66 @@ def test_weights_that_do_not_fit_the_programs(folder, tmp_path):
     other = jg.hub.Module(folder, module.manifest, weights)
     with pytest.raises(jg.hub.ModuleFormatError, match=r"takes 'first/bias' as float32\[8\]"):
         other(X)
+
+
+# Without the source, and under the other JAX.
+
+MODULES = Path(__file__).parents[1] / "data" / "modules"
+CORPUS = sorted(path for path in MODULES.iterdir() if path.is_dir())
+
+ALONE = """
+import json, sys
+sys.modules["jgraph.models"] = None  # any import of it fails
+import jax, numpy as np, optax
+from flax import nnx
+import jgraph as jg
+
+module = jg.hub.load(sys.argv[1])
+wanted = json.load(open(sys.argv[1] + ".json"))
+x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+for name, rows in wanted.items():
+    np.testing.assert_allclose(module(x, signature=name), rows, rtol=1e-5, atol=1e-5)
+
+class Tuned(nnx.Module):
+    def __init__(self):
+        self.backbone = module.as_nnx("features", trainable=True)
+        self.head = nnx.Linear(8, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.head(self.backbone(x))
+
+model = Tuned()
+model.train()
+y = np.array([0, 1, 0, 1, 1, 0, 1, 0])
+result = jg.train_and_evaluate(
+    model,
+    lambda model, batch: jg.losses.sparse_softmax_cross_entropy(model(batch["x"]), batch["y"]),
+    optax.adam(0.03),
+    train=jg.TrainSpec([{"x": x, "y": y}], 60, log_every=10),
+)
+losses = [row["loss"] for row in result.history]
+assert losses[-1] < 0.6 * losses[0], losses
+print(jax.__version__, "uses and trains", module.manifest["made_with"]["jax"])
+"""
+
+
+def test_there_are_modules_of_both_ends():
+    made = {json.loads((p / "module.json").read_text())["made_with"]["jax"] for p in CORPUS}
+    assert {version[:4] for version in made} == {"0.10", "0.12"}
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_a_process_without_any_source_uses_and_trains_it(path, tmp_path):
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    root = Path(jg.__file__).parents[1]
+    shown = subprocess.run(
+        [sys.executable, script, path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert f"{jax.__version__} uses and trains" in shown.stdout

@@ -9,8 +9,8 @@ from flax import nnx
 
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
-from jgraph.models import Classifier, EfficientNetLiteConfig
-from jgraph.models.efficientnet_lite._build import new_network
+from jgraph.models import Classifier, EfficientNetLite, EfficientNetLiteConfig
+from jgraph.models._build import new_network
 
 PREPROCESSING = Preprocessing(8, 8, "bilinear", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 CLASSES = ("cat", "dog", "other")
@@ -99,7 +99,7 @@ def test_there_must_be_as_many_stages(model, last):
 
 def test_a_real_backbone_trains_its_last_stages_without_its_statistics():
     config = EfficientNetLiteConfig(0.25, 0.3, 32, dropout_rate=0.0, num_classes=0)
-    backbone = new_network(config, nnx.Rngs(0))
+    backbone = new_network(EfficientNetLite, config, nnx.Rngs(0))
     model = Classifier(backbone, CLASSES, backbone.preprocessing, rngs=nnx.Rngs(0))
     state = nnx.state(model, model.trainable(2))
     assert all(isinstance(variable, nnx.Param) for _, variable in nnx.to_flat_state(state))

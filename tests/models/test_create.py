@@ -36,7 +36,8 @@ def published() -> dict[str, np.ndarray]:
 
 
 def test_names_are_listed():
-    assert names() == tuple(f"efficientnet_lite{number}" for number in range(5))
+    lite = tuple(f"efficientnet_lite{number}" for number in range(5))
+    assert names() == (*lite, "inception_v3", "mobilenet_v2", "resnet50")
 
 
 @pytest.mark.parametrize(

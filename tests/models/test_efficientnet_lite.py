@@ -11,15 +11,16 @@ from flax import nnx
 
 from jgraph._errors import InputError
 from jgraph.models import EfficientNetLite, EfficientNetLiteConfig
-from jgraph.models.efficientnet_lite._build import new_network
-from jgraph.models.efficientnet_lite._modeling import ConvNorm
+from jgraph.models._build import new_network
+from jgraph.models._layers import ConvNorm, NormConfig
 
 SMALL = EfficientNetLiteConfig(0.25, 0.3, 32, dropout_rate=0.5, num_classes=5)
+NORM = NormConfig(momentum=0.99, epsilon=1e-3)
 
 
 @pytest.fixture
 def model() -> EfficientNetLite:
-    return new_network(SMALL, nnx.Rngs(0))
+    return new_network(EfficientNetLite, SMALL, nnx.Rngs(0))
 
 
 @pytest.fixture
@@ -156,7 +157,9 @@ def test_other_pictures_are_refused(model, pictures, got):
 
 
 def test_new_kernels_are_spread_as_published():
-    model = new_network(EfficientNetLiteConfig.lite0(num_classes=100), nnx.Rngs(0))
+    model = new_network(
+        EfficientNetLite, EfficientNetLiteConfig.lite0(num_classes=100), nnx.Rngs(0)
+    )
     head = np.asarray(model.head.conv.kernel[...])
     depthwise = np.asarray(model.blocks[12].depthwise.conv.kernel[...])
     # A spread estimated from n draws is off by 1 / sqrt(2 n), 0.001 and 0.004: five times that.
@@ -168,7 +171,7 @@ def test_new_kernels_are_spread_as_published():
     assert 0.0999 < classifier.max() <= 0.1
     assert -0.1 <= classifier.min() < -0.0999
     # The network that the constructor makes layer by layer is drawn alike.
-    alone = ConvNorm(64, 512, 3, rngs=nnx.Rngs(0)).conv.kernel[...]
+    alone = ConvNorm(64, 512, 3, norm=NORM, activation=None, rngs=nnx.Rngs(0)).conv.kernel[...]
     assert float(jnp.std(alone)) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.006)
 
 
@@ -180,7 +183,7 @@ def test_the_constructor_and_the_quick_way_make_the_same_variables(model):
         return [(path, type(v), v.get_value().shape, v.get_value().dtype) for path, v in state]
 
     assert shapes(slow) == shapes(model)
-    alone = ConvNorm(8, 1280, 1, rngs=nnx.Rngs(0)).norm
+    alone = ConvNorm(8, 1280, 1, norm=NORM, activation=None, rngs=nnx.Rngs(0)).norm
     for statistic in ("scale", "bias", "mean", "var"):
         np.testing.assert_array_equal(
             getattr(alone, statistic)[...], getattr(model.head.norm, statistic)[...]

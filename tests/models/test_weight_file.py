@@ -92,5 +92,7 @@ def test_a_missing_safetensors_file_is_named(tmp_path):
 
 
 def test_other_endings_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"ending in \.pth, \.pt, \.safetensors, got .*x\.pkl"):
+    with pytest.raises(
+        InputError, match=r"ending in \.pth, \.pt, \.h5, \.keras, \.safetensors, got .*x\.pkl"
+    ):
         read_weights(tmp_path / "x.pkl")

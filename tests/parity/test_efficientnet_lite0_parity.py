@@ -13,7 +13,9 @@ DATA = Path(__file__).parents[1] / "data"
 
 @pytest.fixture(scope="module")
 def model() -> EfficientNetLite:
-    return create("efficientnet_lite0", weights="pretrained")
+    model = create("efficientnet_lite0", weights="pretrained")
+    assert isinstance(model, EfficientNetLite)
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -309,7 +310,10 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(disable_jit: boo
     with jax.disable_jit(disable_jit):
         spec = TrainSpec(good, 2)
         train_and_evaluate(models[0], classify, optax.adam(0.01), train=spec)
-        message = r"at step 3 the loss was nan; the model holds the state after step 2\. Lower"
+        message = (
+            r"at step 3 the loss was nan: the batch\['x'\] holds NaN \(.* The model holds the "
+            r"state after step 2\. Lower"
+        )
         with pytest.raises(NonFiniteError, match=message) as caught:
             train_and_evaluate(models[1], classify, optax.adam(0.01), train=TrainSpec(bad, 50, 2))
     assert isinstance(caught.value, InputError)
@@ -325,7 +329,10 @@ def test_an_update_that_is_not_finite_stops_as_well() -> None:
 
     model = nnx.Linear(1, 1, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
     spec = TrainSpec([{"x": np.ones((2, 1), np.float32)}], 5)
-    message = "at step 1 the loss was 0 and the update was not finite"
+    message = (
+        r"at step 1 the loss was 0 and the update was not finite: div made inf .* at "
+        r"test_loop\.py:\d+, backward \(gradient of sqrt\)"
+    )
     with pytest.raises(NonFiniteError, match=message):
         train_and_evaluate(model, root, optax.sgd(0.1), train=spec)
     assert float(model.kernel[0, 0]) == 0
@@ -467,3 +474,42 @@ def test_weight_covers_trailing_axes() -> None:
 
     result = train_and_evaluate(model, tokens, optax.sgd(0.0), train=TrainSpec([batch], 1))
     assert result.history[0]["loss"] == 2.0
+
+
+def test_the_error_names_the_line_and_the_module_that_made_it() -> None:
+    class Norm(nnx.Module):
+        def __call__(self, x: Array) -> Array:
+            return x / jnp.log(x.min())  # infinite where the least is 1
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+            self.blocks = nnx.List([Norm(), Norm()])
+
+        def __call__(self, x: Array) -> Array:
+            return self.blocks[1](x - 1) + 0 * self.first(x)
+
+    def loss_fn(model: Any, batch: Any) -> Array:
+        return model(batch["x"])[:, 0]
+
+    good, bad = np.full((4, 2), 3, np.float32), np.full((4, 2), 2, np.float32)
+    data = [{"x": x} for x in (good, good, bad, good)]
+    for steps_per_call in (1, 2):
+        spec = TrainSpec(data, 40, log_every=20, steps_per_call=steps_per_call)
+        with pytest.raises(NonFiniteError) as caught:
+            train_and_evaluate(Model(), loss_fn, optax.sgd(0.1), train=spec)
+        assert caught.value.step == 3
+        where = caught.value.where
+        assert where is not None
+        assert re.search(r"div|log", where)
+        assert "model.blocks[1]" in where
+        assert re.search(r"test_loop\.py:\d+", where)
+
+
+def test_an_infinite_learning_rate_is_the_optimizers() -> None:
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    spec = TrainSpec(line_batches(), 5)
+    before = nnx.state(model)
+    with pytest.raises(NonFiniteError, match=r"at step 1 .* the optimizer's own numbers, such as"):
+        train_and_evaluate(model, squared_error, optax.adam(float("inf")), train=spec)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, nnx.state(model)))

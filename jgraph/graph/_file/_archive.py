@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,26 @@ _DTYPES = {
 _MAX_GRAPH_BYTES = 8 << 20
 _MAX_RATIO = 200
 _MAX_DIRECTORY = 1 << 16
+_START, _END = b"PK\3\4", b"PK\5\6"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same graph is the same file
 
 
 def write_archive(
-    path: str | os.PathLike[str], data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str],
+    data: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    check: Callable[[Any], object],
 ) -> None:
     """Write a graph file whole or not at all.
 
+    Args:
+        path: the file.
+        data: the graph.
+        tensors: its constants and state.
+        check: raises where the graph, as it is read again, is none.
+
     Raises:
+        GraphFormatError: what would be written couldn't be read.
         InputError: the folder isn't there.
         OSError: it can't be written.
     """
@@ -67,6 +78,11 @@ def write_archive(
             # safetensors writes the memory of a transposed view as it lies, which reloads wrong.
             whole = {name: np.array(x, order="C") for name, x in sorted(tensors.items())}
             archive.writestr(_entry(STATE, zipfile.ZIP_STORED), safetensors.numpy.save(whole))
+    try:
+        with zipfile.ZipFile(buffer) as archive:
+            check(_graph(archive))
+    except GraphFormatError as error:
+        raise GraphFormatError(f"the graph can't be saved, since no file may: {error}") from None
     handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.unfinished-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -93,7 +109,11 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[Any, dict[str, np.ndarra
             with zipfile.ZipFile(file) as archive:
                 file.most = sys.maxsize
                 return _read(archive, os.fstat(file.fileno()).st_size)
-        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+        except zipfile.BadZipFile as error:
+            raise GraphFormatError(
+                f"{path} must be a graph file, and is {_damage(file, error)}"
+            ) from error
+        except (zlib.error, struct.error, EOFError) as error:
             raise GraphFormatError(
                 f"{path} must be a graph file, and is none or damaged: {error}"
             ) from error
@@ -107,6 +127,19 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[Any, dict[str, np.ndarra
             if error.errno != errno.EINVAL:  # a place in the file that can't be
                 raise
             raise GraphFormatError(f"{path} must be a graph file, and is damaged") from error
+
+
+def _damage(file: io.BufferedReader, error: Exception) -> str:
+    """Return what is wrong with a zip that can't be opened."""
+    length = file.seek(0, os.SEEK_END)
+    if length == 0:
+        return "empty"
+    file.seek(max(length - _MAX_DIRECTORY, 0))
+    is_open = _END not in file.read(_MAX_DIRECTORY)[:-18]  # of the 22 that it has, at least
+    file.seek(0)
+    if is_open and file.read(len(_START)) == _START:
+        return "cut short, or damaged at its end: its table of contents is missing"
+    return f"none or damaged: {error}"
 
 
 class _Bounded(io.BufferedReader):
@@ -140,14 +173,7 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
         # Other compressions unpack without a bound.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise GraphFormatError(f"{entry.filename} must be deflated or stored as it is")
-    size, packed = entries[0].file_size, entries[0].compress_size
-    most = min(_MAX_GRAPH_BYTES, _MAX_RATIO * max(packed, 1))
-    if size > most:
-        raise GraphFormatError(
-            f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
-            f"{size}"
-        )
-    data = parse_json(_bytes(archive, entries[0], _MAX_GRAPH_BYTES), GRAPH)
+    data = _graph(archive)
     if len(entries) == 1:
         return data, {}
     if entries[1].compress_type != zipfile.ZIP_STORED:
@@ -157,6 +183,18 @@ def _read(archive: zipfile.ZipFile, length: int) -> tuple[Any, dict[str, np.ndar
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise GraphFormatError(f"{STATE} is damaged: {error}") from error
     return data, tensors
+
+
+def _graph(archive: zipfile.ZipFile) -> Any:
+    entry = archive.infolist()[0]
+    size, packed = entry.file_size, entry.compress_size
+    most = min(_MAX_GRAPH_BYTES, _MAX_RATIO * max(packed, 1))
+    if size > most:
+        raise GraphFormatError(
+            f"{GRAPH} must be at most {most} bytes, {_MAX_RATIO} times what it is packed to, got "
+            f"{size}"
+        )
+    return parse_json(_bytes(archive, entry, _MAX_GRAPH_BYTES), GRAPH)
 
 
 def _tensors(data: bytes) -> dict[str, np.ndarray]:

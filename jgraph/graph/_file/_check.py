@@ -8,8 +8,18 @@ from typing import Any
 
 from jgraph._errors import GraphFormatError
 from jgraph._suggest import did_you_mean
-from jgraph.graph._file._dims import check_dim, symbols_of
-from jgraph.graph._file._document import FORMAT, Body, Custom, Document, Input, Place, Ref, Step
+from jgraph.graph._file._dims import check_dim, evaluate, solve, symbols_of
+from jgraph.graph._file._document import (
+    FORMAT,
+    MAX_DEPTH,
+    Body,
+    Custom,
+    Document,
+    Input,
+    Place,
+    Ref,
+    Step,
+)
 from jgraph.graph._file._kinds import DTYPE, functions_in
 from jgraph.graph._file._table import OPSET, TABLE
 from jgraph.graph._file._values import check_scalar
@@ -18,9 +28,8 @@ _MAX_ITEMS = 200_000
 _MAX_TEXT = 4096
 _MAX_STEPS = 2_000_000
 _FREE_STEPS = 100_000  # that functions which call each other may come to, however short the file
-_LOOP = 30  # what tracing a loop costs, in operations
+_LOOP = 120  # what it takes to trace, lower and compile a loop, in operations
 _MAX_SYMBOLS = 32
-_MAX_DEPTH = 64
 _CONSTRAINT = re.compile(r"(.+?) (==|>=|<=) (.+)")
 
 
@@ -179,9 +188,9 @@ def _check_size(document: Document) -> None:
             deepest = max(deepest, *(depth[f] for f in called), 0)
         cost.append(total)
         depth.append(1 + deepest)
-        if total > most or depth[-1] > _MAX_DEPTH:
+        if total > most or depth[-1] > MAX_DEPTH:
             raise GraphFormatError(
-                f"functions[{number}] must come to at most {most} operations, {_MAX_DEPTH} "
+                f"functions[{number}] must come to at most {most} operations, {MAX_DEPTH} "
                 f"deep, got {total} and {depth[-1]}"
             )
 
@@ -210,6 +219,7 @@ def _check_symbols(document: Document) -> None:
     for what, count in (("symbols", len(known)), ("constraints", len(document.constraints))):
         if count > _MAX_SYMBOLS:
             raise GraphFormatError(f"inputs must have at most {_MAX_SYMBOLS} {what}, got {count}")
+    _check_solvable(document, known)
     for text in document.constraints:
         match = _CONSTRAINT.fullmatch(text)
         assert match is not None, "checked when it was read"
@@ -218,6 +228,18 @@ def _check_symbols(document: Document) -> None:
             raise GraphFormatError(
                 f"the constraint {text!r} has the symbol {min(unknown)!r}, which no input has"
             )
+
+
+def _check_solvable(document: Document, symbols: set[str]) -> None:
+    """Refuse symbols that the inputs' sizes don't tell, by which no call could be run."""
+    some = {name: 1009 + 2 * i for i, name in enumerate(sorted(symbols))}
+    sizes = (size for x in document.inputs for size in x.shape if isinstance(size, str))
+    untold = symbols - solve({size: evaluate(size, some, "inputs") for size in sizes}).keys()
+    if untold:
+        raise GraphFormatError(
+            f"the sizes of the inputs must tell the value of the symbol {min(untold)!r}, as an "
+            "axis of that size does"
+        )
 
 
 def split_constraint(text: str) -> tuple[str, str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jgraph.graph._file._kinds import BOOL, COUNT, FUNCTION, listed
+from jgraph.graph._file._kinds import BOOL, COUNT, FUNCTION, NAME, listed, optional
 from jgraph.graph._file._table import operation
 from jgraph.graph._jaxpr import bodies_of, shape_of
 
@@ -83,6 +86,64 @@ def _while_params(eqn: JaxprEqn) -> dict[str, Any]:
     }
 
 
+def _expansion(eqn: JaxprEqn) -> dict[str, Any]:
+    """Return what one of JAX's compound operations, such as searchsorted, is made of."""
+    made = eqn.params["_prim"]
+    if any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.outvars):  # pyright: ignore[reportAttributeAccessIssue]
+        raise NotImplementedError(f"{type(made).__name__}, which may have its own derivative")
+    return {"function": jax.make_jaxpr(made.expand)(*(x.aval for x in eqn.invars))}
+
+
+_PARTS = ("matvec", "vecmat", "solve", "transpose_solve")
+
+
+def _linear_solve(
+    *args: Any,
+    matvec: _Function,
+    solve: _Function,
+    transpose_solve: _Function | None,
+    consts: tuple[int, ...],
+    symmetric: bool,
+) -> list[Any]:
+    _check_inputs(args, sum(consts))
+    ends = list(itertools.accumulate(consts))
+    of_matvec, _, of_solve, of_transpose = (
+        args[end - count : end] for end, count in zip(ends, consts, strict=True)
+    )
+    backward = None
+    if transpose_solve is not None:
+        backward = lambda _, b: transpose_solve(*of_transpose, *b)  # noqa: E731
+    return lax.custom_linear_solve(
+        lambda x: matvec(*of_matvec, *x),
+        list(args[ends[-1] :]),
+        lambda _, b: solve(*of_solve, *b),
+        backward,
+        symmetric=symmetric,
+    )
+
+
+def _linear_solve_params(eqn: JaxprEqn) -> dict[str, Any]:
+    programs = {name: getattr(eqn.params["jaxprs"], name) for name in _PARTS}
+    vecmat = programs.pop("vecmat")
+    if len(programs["solve"].out_avals) != len(programs["matvec"].out_avals):
+        raise NotImplementedError("a linear solver that returns more than the solution")
+    return {
+        **programs,
+        "consts": [getattr(eqn.params["const_lengths"], name) for name in _PARTS],
+        "symmetric": vecmat is programs["matvec"],
+    }
+
+
+def _platform_index(platforms: tuple[tuple[str, ...] | None, ...]) -> jax.Array:
+    """Return the number of the group that the machine belongs to; None is every other one."""
+    numbers = {
+        name: functools.partial(jnp.int32, i) for i, x in enumerate(platforms) for name in x or ()
+    }
+    others = platforms.index(None) if None in platforms else None
+    default = None if others is None else functools.partial(jnp.int32, others)
+    return lax.platform_dependent(**numbers, default=default)
+
+
 def _cond(index: Any, *args: Any, branches: tuple[_Function, ...]) -> list[Any]:
     if len(branches) == 1:
         return branches[0](*args)
@@ -103,6 +164,16 @@ operation(
         *("donated_invars", "inline", "keep_unused", "compiler_options_kvs"),
         *("in_layouts", "out_layouts", "in_shardings", "out_shardings"),
     ),
+    outputs=None,
+)
+operation(
+    "expanded",
+    None,
+    lambda *args, function: function(*args),
+    {"function": FUNCTION},
+    primitives=("call_hi_primitive",),
+    params=_expansion,
+    known=("_prim",),
     outputs=None,
 )
 operation(
@@ -149,5 +220,27 @@ operation(
     None,
     _cond,
     {"branches": listed(FUNCTION)},
+    known=("branches_platforms",),  # its index is that of the platform
     outputs=None,
+)
+operation(
+    "custom_linear_solve",
+    None,
+    _linear_solve,
+    {
+        "matvec": FUNCTION,
+        "solve": FUNCTION,
+        "transpose_solve": optional(FUNCTION),
+        "consts": listed(COUNT),
+        "symmetric": BOOL,
+    },
+    params=_linear_solve_params,
+    known=("jaxprs", "const_lengths"),
+    outputs=None,
+)
+operation(
+    "platform_index",
+    0,
+    _platform_index,
+    {"platforms": listed(optional(listed(NAME)))},
 )

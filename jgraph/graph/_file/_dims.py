@@ -83,21 +83,39 @@ def evaluate(size: Dim, symbols: Mapping[str, Any], where: str) -> Any:
     return size if isinstance(size, int) else _Parser(size, symbols, where).parse()
 
 
-def solve(size: str, got: Any, known: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """Return the one symbol of `k*b + c` and its value, None where the size is no such sum.
+def solve(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the symbols of expressions that have these values, as far as one tells the next.
+
+    Values may be symbolic, too: a graph that is traced again with open sizes.
+
+    An expression tells the only symbol in it that isn't known if it grows with it evenly.
 
     Example:
-        >>> solve("32*h", 64, {})
-        ('h', 2)
-        >>> solve("2*n + 1", 7, {})
-        ('n', 3)
+        >>> solve({"a + b": 5, "2*a": 4, "mod(c, 2)": 1})
+        {'a': 2, 'b': 3}
     """
-    pattern = r"(?:(\d{1,13})\*)?([A-Za-z_]\w*)(?: ([+-]) (\d{1,13}))?"
-    match = re.fullmatch(pattern, size, re.ASCII)
-    if match is None or match[2] in known:
-        return None
-    factor, shift = int(match[1] or 1), int(match[4] or 0) * (-1 if match[3] == "-" else 1)
-    return (match[2], (got - shift) // factor) if factor else None
+    known: dict[str, Any] = {}
+    waiting = {size: symbols_of(size, "a size") for size in values}
+    before = -1
+    while before < len(known):
+        before = len(known)
+        for size, symbols in list(waiting.items()):
+            unknown = symbols - known.keys()
+            if len(unknown) > 1:
+                continue
+            del waiting[size]
+            for name in unknown:
+                start, slope = _line(size, name, known)
+                if slope:
+                    known[name] = (values[size] - start) // slope
+    return known
+
+
+def _line(size: str, name: str, known: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return an expression's value where a symbol is 0, and how it grows; 0 where not evenly."""
+    at = {i: evaluate(size, {**known, name: i}, "a size") for i in (0, 1, 2, 7, 1_000_003)}
+    start, slope = at[0], at[1] - at[0]
+    return start, slope if all(x == start + i * slope for i, x in at.items()) else 0
 
 
 class _Extent(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 from jgraph.graph._file._dims import Dim
 
 FORMAT = "jgraph-graph"
+MAX_DEPTH = 32
+"""Of functions that call functions: what Python's limit of recursion leaves for JAX."""
 
 Ref: TypeAlias = int | dict[str, Any]
 """A value of a function by its number, or a scalar `{"c": 1.0, "t": "float32"}`."""

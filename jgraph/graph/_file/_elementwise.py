@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import JaxprEqn
 
 from jgraph.graph._file._kinds import DTYPE, INT, enum
 from jgraph.graph._file._table import operation
@@ -31,10 +35,19 @@ operation("and", 2, lax.bitwise_and)
 operation("or", 2, lax.bitwise_or)
 operation("xor", 2, lax.bitwise_xor)
 operation("not", 1, lax.bitwise_not)
+operation(
+    "device_put",
+    None,
+    lambda *xs: list(xs),
+    params=lambda eqn: _without_device(eqn),
+    known=("devices", "srcs", "copy_semantics"),
+    outputs=None,
+)
 operation("copy", 1, jnp.copy, primitives=("copy", "copy_p"))
 operation("betainc", 3, lax.betainc, primitives=("regularized_incomplete_beta",))
-operation("one_minus_square", 1, lambda x: (jnp.ones_like(x) - x) * (jnp.ones_like(x) + x))
+operation("one_minus_square", 1, lambda x: _one_minus_square(x))
 operation("integer_pow", 1, lambda x, y: lax.integer_pow(x, y), {"y": INT})
+operation("polynomial", None, lambda x, *factors: _polynomial(x, *factors), known=("unroll",))
 operation(
     "round",
     1,
@@ -46,7 +59,7 @@ operation("select_n", None, lax.select_n)
 operation(
     "convert_element_type",
     1,
-    lambda x, new_dtype: lax.convert_element_type(x, new_dtype),
+    lambda x, new_dtype: _converted(x, new_dtype),
     {"new_dtype": DTYPE},
 )
 operation(
@@ -72,3 +85,30 @@ def _in_order(x: jax.Array, y: jax.Array, *, strict: bool) -> jax.Array:
         return comes_first
     after = lax.ne(y, y)
     return comes_first | (after & (lax.eq(x, x) if strict else jnp.ones_like(after)))
+
+
+def _without_device(eqn: JaxprEqn) -> dict[str, Any]:
+    if any(x is not None for x in eqn.params["devices"]):
+        raise NotImplementedError("a device; a strategy places a loaded graph")
+    return {}
+
+
+def _converted(x: jax.Array, dtype: Any) -> jax.Array:
+    is_real = not jnp.issubdtype(dtype, jnp.complexfloating)
+    if jnp.iscomplexobj(x) and is_real:  # as derivatives are; JAX warns of a person's
+        x = lax.real(x)
+    return lax.convert_element_type(x, dtype)
+
+
+def _one_minus_square(x: jax.Array) -> jax.Array:
+    if hasattr(lax, "one_minus_square"):  # from jax 0.12 on
+        return lax.one_minus_square(x)  # pyright: ignore[reportAttributeAccessIssue]
+    return (jnp.ones_like(x) - x) * (jnp.ones_like(x) + x)
+
+
+def _polynomial(x: jax.Array, *factors: jax.Array) -> jax.Array:
+    """Return the polynomial with these factors, the constant first."""
+    if hasattr(lax, "polynomial"):  # from jax 0.12 on
+        return lax.polynomial(x, factors)  # pyright: ignore[reportAttributeAccessIssue]
+    x, *parts = jnp.broadcast_arrays(x, *factors)
+    return functools.reduce(lambda found, part: found * x + part, reversed(parts))

@@ -141,6 +141,11 @@ def as_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
+def _check_name(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not value.isidentifier() or len(value) > 40:
+        raise GraphFormatError(f"{where} must be a name, got {value!r:.40}")
+
+
 def _check_size(value: Any, where: str) -> None:
     check_dim(value, where)
 
@@ -151,6 +156,7 @@ COUNT = dataclasses.replace(
 )
 BOOL = Kind(lambda value, _: bool(value), _plain(bool, "true or false"), lambda value, _: value)
 INTS = listed(INT)
+NAME = Kind(lambda value, _: str(value), _check_name, lambda value, _: value)
 DIM = Kind(
     lambda value, _: write_dim(value),
     _check_size,

@@ -16,6 +16,7 @@ from jgraph.graph._file._kinds import (
     INTS,
     PRECISION,
     choice,
+    enum,
     listed,
     optional,
 )
@@ -140,3 +141,17 @@ operation(
     },
 )
 operation("lu", 1, lambda x: list(lax.linalg.lu(x)), outputs=3)
+operation(
+    "qr",
+    1,
+    lambda x, **params: list(lax.linalg.qr(x, **params)),
+    {"full_matrices": BOOL, "pivoting": BOOL},
+    known=("use_magma",),  # which library of a GPU computes it
+    outputs=None,
+)
+operation(
+    "fft",
+    1,
+    lambda x, fft_type, fft_lengths: lax.fft(x, fft_type, fft_lengths),
+    {"fft_type": enum(lax.FftType), "fft_lengths": DIMS},
+)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jgraph._errors import GraphFormatError, InputError
 from jgraph.graph._file import _custom
 from jgraph.graph._file._check import split_constraint
-from jgraph.graph._file._dims import evaluate, solve
+from jgraph.graph._file._dims import evaluate, solve, symbols_of
 from jgraph.graph._file._document import Body, Document, Ref, Step
 from jgraph.graph._file._kinds import as_dtype
 from jgraph.graph._file._table import TABLE
@@ -30,6 +30,7 @@ _OTHERS = (
 )
 _MOST = 1 << 36  # elements of one array
 _MAX_AXES = 64  # as many as numpy can have
+_MAX_TYPES = 4  # a function that was saved has one; more would be traced again and again
 _COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
 
 
@@ -69,15 +70,26 @@ class Replay:
         return self._run(self._document.functions[main], f"functions[{main}]", inputs)
 
     def callable(self, number: int) -> Callable[..., list[Any]]:
-        """Return a function of the document; always the same one, which JAX then traces once."""
+        """Return a function of the document; always the same one, which JAX then traces once.
+
+        In line, so that no call is seen where it is used; without jit, a loop would trace its body
+        anew at each of its uses, and loops in loops exponentially often.
+        """
         if number not in self._functions:
             body = self._document.functions[number]
+            where = f"functions[{number}]"
+            types: set[tuple[Any, ...]] = set()
 
             def function(*args: Any) -> list[Any]:
-                return self._run(body, f"functions[{number}]", args)
+                types.add(tuple((x.shape, x.dtype) for x in args))
+                if len(types) > _MAX_TYPES:
+                    raise GraphFormatError(
+                        f"{where} must have inputs of one type, and is called with {len(types)}"
+                    )
+                return self._run(body, where, args)
 
             function.__name__ = function.__qualname__ = body.name or "function"
-            self._functions[number] = function
+            self._functions[number] = jax.jit(function, inline=True)
         return self._functions[number]
 
     def dtype(self, name: str) -> Any:
@@ -156,25 +168,28 @@ def solve_symbols(
     Raises:
         InputError: a shape isn't the file's, or breaks a constraint; it names the input.
     """
-    known: dict[str, Any] = {}
     wanted = [x.shape for x in document.inputs]
+    values: dict[str, Any] = {}
     for name, sizes, shape in zip(names, wanted, shapes, strict=True):
         if len(sizes) != len(shape):
             raise _mismatch(name, sizes, shape)
-        for size, got in zip(sizes, shape, strict=True):
-            found = solve(size, got, known) if isinstance(size, str) else None
-            if found is not None:
-                known[found[0]] = found[1]
+        values.update((x, got) for x, got in zip(sizes, shape, strict=True) if isinstance(x, str))
+    known = solve(values)
+    untold = {x for size in values for x in symbols_of(size, "a size")} - known.keys()
+    if untold:  # by "a*b" where a is 0
+        raise InputError(f"the sizes of the inputs must tell {min(untold)}, got {values}")
     for name, sizes, shape in zip(names, wanted, shapes, strict=True):
         for size, got in zip(sizes, shape, strict=True):
             if evaluate(size, known, name) != got:
                 raise _mismatch(name, sizes, shape)
+    found = ", ".join(f"{k} = {v}" for k, v in known.items())
+    if any(isinstance(x, int) and x < 0 for x in known.values()):
+        raise InputError(f"the sizes must be from 0 up, got {found}")
     for text in document.constraints:
         first, compare, second = split_constraint(text)
         sides = evaluate(first, known, text), evaluate(second, known, text)
         if not _COMPARE[compare](*sides):
-            values = ", ".join(f"{k} = {v}" for k, v in known.items())
-            raise InputError(f"the sizes must satisfy {text}, got {values}")
+            raise InputError(f"the sizes must satisfy {text}, got {found}")
     return known
 
 

@@ -66,12 +66,17 @@ def write_graph(
         leaves: the state to write along; None for none.
 
     Raises:
-        GraphFormatError: an operation that no file can hold.
+        GraphFormatError: an operation that no file can hold, or a program larger than `load` reads.
     """
     document, tensors = _document(name, traced, interface, labels)
     arrays = jax.tree.leaves(list(leaves)) if leaves is not None else []
     state = {f"{_STATE}{i}": _as_numbers(x) for i, x in enumerate(arrays)}
-    write_archive(path, _json(document, has_state=leaves is not None), {**tensors, **state})
+    write_archive(
+        path,
+        _json(document, has_state=leaves is not None),
+        {**tensors, **state},
+        lambda data: _loaded(read_document(data), tensors, None),
+    )
 
 
 def read_graph(path: str | os.PathLike[str]) -> Loaded:

@@ -101,9 +101,7 @@ class Stored:
         """Run it, for whatever sizes the inputs have."""
         shapes = [jnp.shape(x) for x in flat]
         symbols = solve_symbols(self.document, shapes, [""] * len(flat))
-        if self._cast:
-            flat = [self._casted(x) for x in flat]
-        return self._replay(symbols).run(flat)
+        return self._replay(symbols).run([self._casted(_strong(x)) for x in flat])
 
     def check(self, owner: object, paths: Sequence[str], flat: Sequence[Any]) -> None:
         """Raise where inputs aren't of the types it takes.
@@ -124,4 +122,13 @@ class Stored:
         return as_dtype(self._cast if self._cast and name == "float32" else name)
 
     def _casted(self, x: Any) -> Any:
-        return x.astype(self._cast) if jax.typeof(x).dtype == jnp.float32 else x
+        return x.astype(self._cast) if self._cast and x.dtype == jnp.float32 else x
+
+
+def _strong(x: Any) -> Any:
+    """Return an array whose type is its own, not a Python number's.
+
+    JAX traces a loop that begins with a Python number twice, and loops in loops ever more often.
+    """
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.aval.weak_type else x

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jgraph._errors import GraphFormatError
 from jgraph.graph._file import _custom
 from jgraph.graph._file._dims import write_dim
-from jgraph.graph._file._document import Body, Custom, Document, Input, Place, Ref, Step
+from jgraph.graph._file._document import MAX_DEPTH, Body, Custom, Document, Input, Place, Ref, Step
 from jgraph.graph._file._kinds import dtype_name, write_all
 from jgraph.graph._file._table import BY_PRIMITIVE
 from jgraph.graph._file._values import write_number
@@ -43,6 +43,8 @@ class ProgramWriter:
 
     def function(self, jaxpr: Jaxpr | ClosedJaxpr, name: str = "") -> int:
         """Write a body, once, and return its number."""
+        if len(self._around) >= MAX_DEPTH:
+            raise self._refusal(self._around[-1], f"which is nested more than {MAX_DEPTH} deep")
         key = id(jaxpr), name
         if key not in self._numbers:
             self._kept.append(jaxpr)
