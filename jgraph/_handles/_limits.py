@@ -14,7 +14,7 @@ class Limits:
     Args:
         bytes: of all its files together.
         files: their number.
-        seconds: one download may take.
+        seconds: a download from `https://…` may take.
 
     Example:
         >>> Limits().bytes >> 30

@@ -55,11 +55,13 @@ def load(
         manifest, weights = read_module(folder)
         check_no_others(folder, manifest)
     except ModuleIntegrityError as error:
-        if not folder.is_relative_to(Cache().folder):
+        entries = Cache().entries()
+        kept = next((x.handle for x in entries if folder.is_relative_to(x.folder)), None)
+        if kept is None:
             raise
         raise ModuleIntegrityError(
             f"{error}; it is in the cache: remove it, and it is made anew: jgraph hub cache "
-            f"--remove '{handle}'"
+            f"--remove '{kept}'"
         ) from error
     compiled = [name for name in manifest["files"] if name.endswith(_COMPILED)]
     if compiled and not trust:

@@ -183,9 +183,20 @@ def test_a_damaged_entry_is_found_and_removed(server, served, cache, capsys):
     assert command == f"hub cache --remove '{served}'"
     assert main(["hub", "cache", "--remove", served]) == 0
     assert jg.hub.load(served).labels == ("up",)
+    assert capsys.readouterr().out.startswith("removed 1 modules, ")
     (folder / "more.txt").write_text("x")
     with pytest.raises(jg.hub.ModuleIntegrityError, match=r"has others: more\.txt; remove them"):
         jg.hub.load(served)
+
+
+def test_a_damaged_entry_of_an_archive_is_named_as_it_is_listed(line, tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jg.hub.push(line, "line.zip")
+    (jg.hub.load("line.zip").folder / "README.md").write_text("other")
+    with pytest.raises(jg.hub.ModuleIntegrityError, match=f"--remove '{tmp_path / 'line.zip'}'"):
+        jg.hub.load("line.zip")
+    assert main(["hub", "cache", "--remove", str(tmp_path / "line.zip")]) == 0
+    assert jg.hub.load("line.zip").labels == ("up",)
 
 
 def test_a_read_only_cache(served, cache, monkeypatch):

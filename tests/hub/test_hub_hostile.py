@@ -32,21 +32,10 @@ def test_an_attack_ends_in_its_error(rows, name):
     assert row["error"] == row["expected"], row["message"]
     assert row["clean"], "something was written, or left in the cache"
     assert row["mb"] < hostile.MOST_MB
-    assert len(row["message"]) > 20
+    assert len(row["message"]) > 20 or name in hostile.HARMLESS
 
 
-def test_what_is_harmless_is_not_taken_for_an_attack(line):
-    command = (
-        "import sys, json; from pathlib import Path; from tests.hub import hostile;"
-        "from tests.hub.hostile_archives import Attack, tarred, zipped;"
-        "hostile.ATTACKS.update(a=Attack(zipped(), 'loaded'), b=Attack(tarred(), 'loaded'));"
-        f"print(json.dumps(hostile.run_all(['a', 'b'], Path({str(line)!r}))))"
-    )
-    arguments = [sys.executable, "-c", command]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=hostile.ROOT)
-    assert [row["error"] for row in json.loads(done.stdout)] == ["loaded", "loaded"]
-
-
+@pytest.mark.slow
 def test_one_attack_can_be_run_alone(line):
     command = [sys.executable, hostile.__file__, "json_nan", "--module", str(line)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
