@@ -18,6 +18,7 @@ from jgraph._eager import ASKED, ASKED_LEVEL, THREAD, jit_is_off
 from jgraph._errors import InputError
 from jgraph.debug._friendly import FRIENDLY, friendly
 from jgraph.debug._notes import explain
+from jgraph.debug._tracebacks import trim
 
 # As the outermost code of any thread sees it.
 _TOP_LEVEL = find_top_trace(())
@@ -89,6 +90,7 @@ def debug_mode(
             yield
     except Exception as error:
         explain(error)
+        trim(error)
         raise
     finally:
         THREAD.mode = before
