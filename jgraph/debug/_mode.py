@@ -32,11 +32,13 @@ class Mode(NamedTuple):
     Attributes:
         check: "nan" and "inf", where an operation that makes one raises.
         vmap: "batch" or "loop".
+        given: a sentence on the first operation that was given a NaN, once there is one.
         compile_after: from which use on an operation's backward is compiled; None for never.
     """
 
     check: tuple[str, ...]
     vmap: str
+    given: list[str]
     compile_after: int | None = 2
 
 
@@ -59,7 +61,8 @@ def debug_mode(
         level: "all" runs every function op by op. "functions" does so for jgraph's own only, and
             leaves `jax.jit`, and with it jax.numpy's functions and control flow, compiled: faster.
         check: an operation that makes a NaN ("nan"), or an infinity ("inf"), of inputs without one
-            raises a FloatingPointError that says where; () for none.
+            raises a FloatingPointError that says where; () for none. Under "nan" any error says
+            which operation before it was the first that was given a NaN.
         vmap: "loop" runs bodies of `jax.vmap` example by example on plain arrays.
 
     Raises:
@@ -84,12 +87,14 @@ def debug_mode(
         3.0 ArrayImpl
     """
     _check_options(level, check, vmap)
-    before, THREAD.mode = THREAD.mode, Mode(tuple(check), vmap)
+    before = THREAD.mode
+    given = [] if before is None else before.given
+    THREAD.mode = Mode(tuple(check), vmap, given)
     try:
         with jax.disable_jit(level == "all"), _PATCHES, _watch():
             yield
     except Exception as error:
-        explain(error)
+        explain(error, given)
         trim(error)
         raise
     finally:
