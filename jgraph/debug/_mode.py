@@ -91,7 +91,7 @@ def debug_mode(
     given = [] if before is None else before.given
     THREAD.mode = Mode(tuple(check), vmap, given)
     try:
-        with jax.disable_jit(level == "all"), _PATCHES, _watch():
+        with jax.disable_jit(level == "all"), _PATCHES, _kept(), _watch():
             yield
     except Exception as error:
         explain(error, given)
@@ -217,6 +217,11 @@ def _tested_engine() -> types.ModuleType | None:
 def _watch() -> contextlib.AbstractContextManager[Any]:
     engine = _engine()
     return contextlib.nullcontext() if engine is None else engine.watch()
+
+
+def _kept() -> contextlib.AbstractContextManager[Any]:
+    engine = _engine()
+    return contextlib.nullcontext() if engine is None else engine.private.keep_compiled()
 
 
 def _unwatched(mode: Mode | None) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import jgraph as jg
 from jgraph.graph._compiles import COMPILES
@@ -45,3 +48,37 @@ def test_powers_have_the_type_and_value_that_they_have_elsewhere(base: Any, expo
         got = base**count
     assert got.aval == want.aval
     np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=1e-6)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """JAX's cache of compiled programs in a folder of its own."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def kept_by(cache: Path, size: int) -> int:
+    """Compile what no other test does, and return how many programs that has put on disk."""
+    seen = len(list(cache.iterdir()))
+    jnp.tanh(jnp.zeros(size))
+    return len(list(cache.iterdir())) - seen
+
+
+def test_where_programs_are_kept_on_disk_those_of_debug_mode_are(cache: Path) -> None:
+    assert kept_by(cache, 10007) == 0
+    with jg.debug_mode():
+        assert kept_by(cache, 10009) > 0
+        with jg.debug_mode("functions"):
+            assert kept_by(cache, 10037) > 0
+    assert kept_by(cache, 10039) == 0
+    name, default = "jax_persistent_cache_min_compile_time_secs", 1.0
+    jax.config.update(name, 60.0)
+    try:
+        with jg.debug_mode():
+            assert kept_by(cache, 10061) == 0
+    finally:
+        jax.config.update(name, default)
