@@ -1,6 +1,6 @@
 """Debug mode: breakpoints that stop, and values that are values."""
 
-from jgraph.debug._frames import is_users as is_users
+from jgraph.debug._frames import is_shown as is_shown
 from jgraph.debug._friendly import value as value
 from jgraph.debug._locate import describe_bad as describe_bad
 from jgraph.debug._locate import locate as locate
@@ -13,3 +13,4 @@ from jgraph.debug._mode import remat as remat
 from jgraph.debug._notes import explain as explain
 from jgraph.debug._notes import explained as explained
 from jgraph.debug._numpy import numpy as numpy
+from jgraph.debug._tracebacks import trim as trim

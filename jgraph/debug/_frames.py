@@ -19,7 +19,8 @@ class Place(NamedTuple):
     """A place in the user's program.
 
     Attributes:
-        line: "model.py:41", the innermost line outside of libraries; None if there is none.
+        line: "model.py:41", the innermost line of the user's, with the loss of jgraph's that it
+            called; of a network of jgraph's if the user has none there, else None.
         modules: the NNX modules whose methods are running, the innermost first.
         name: what the caller of the outermost one calls it.
     """
@@ -88,12 +89,19 @@ def place_here() -> Place:
 
 
 def line_and_calls(frames: Iterable[tuple[FrameType, int]]) -> tuple[str | None, list[Call]]:
-    """Return the innermost line of the user's, and the calls of modules, the innermost first."""
-    line, calls = None, []
+    """Return a place's line, and the calls of modules, the innermost first."""
+    line, shown, loss = None, None, ""
+    calls: list[Call] = []
     for frame, number in frames:
         code = frame.f_code
-        if line is None and is_users(code.co_filename):
-            line = f"{os.path.basename(code.co_filename)}:{number}"
+        owner = _owner(code.co_filename) if line is None else ""
+        if owner:
+            here = f"{os.path.basename(code.co_filename)}:{number}"
+            shown = shown or here
+            if owner == "user":
+                line = here
+            elif owner == "losses":
+                loss = f" (in jgraph.losses.{code.co_qualname})"
         module = _module_of(frame, code)
         if module is None:
             continue
@@ -101,7 +109,7 @@ def line_and_calls(frames: Iterable[tuple[FrameType, int]]) -> tuple[str | None,
             calls[-1] = calls[-1]._replace(caller=frame.f_back)
         else:
             calls.append(Call(module, frame, frame.f_back))
-    return line, calls
+    return (line + loss if line else shown), calls
 
 
 def place_of_error(error: BaseException) -> tuple[Place, list[Call]]:
@@ -113,21 +121,28 @@ def place_of_error(error: BaseException) -> tuple[Place, list[Call]]:
     return Place(line, tuple(c.module for c in calls), _name_of(calls[-1])), calls
 
 
-@functools.cache
 def is_users(file: str) -> bool:
-    """Return whether a source file is neither Python's, nor an installed one, nor jgraph's.
+    """Return whether a source file is neither Python's, nor an installed one, nor jgraph's."""
+    return _owner(file) == "user"
 
-    The networks and losses that come with jgraph are what their user wants to read.
-    """
+
+def is_shown(file: str) -> bool:
+    """Return whether a source file is the user's, or one of the networks and losses of jgraph."""
+    return bool(_owner(file))
+
+
+@functools.cache
+def _owner(file: str) -> str:
+    """Return whose a source file is: "user", "models" or "losses" of jgraph, "" for libraries."""
     if file.startswith("<frozen"):
-        return False
+        return ""
     real = os.path.realpath(file)
     package = _library_folders()[0]
     for part in ("models", "losses"):
         if real.startswith(os.path.realpath(package + part) + os.sep):
-            return True
+            return part
     is_installed = not _INSTALLED.isdisjoint(real.split(os.sep))
-    return not is_installed and not real.startswith(_library_folders())
+    return "" if is_installed or real.startswith(_library_folders()) else "user"
 
 
 @functools.cache
@@ -176,7 +191,7 @@ def _is_module(x: Any) -> bool:
 def _name_of(call: Call) -> str:
     """Return what the caller of a module's method calls that module."""
     frame = call.caller
-    while frame is not None and not is_users(frame.f_code.co_filename):
+    while frame is not None and not is_shown(frame.f_code.co_filename):
         frame = frame.f_back
     names = frame.f_locals.items() if frame is not None else ()
     return next((k for k, x in names if x is call.module), type(call.module).__name__)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jgraph.debug._mode import debug_mode
+from jgraph._eager import THREAD
+from jgraph.debug._mode import compiled_mode, debug_mode
 
 
 def describe_bad(tree: Any, name: str) -> str | None:
@@ -46,7 +47,9 @@ def describe_bad(tree: Any, name: str) -> str | None:
 def locate(fn: Callable[..., Any], *args: Any) -> str | None:
     """Run a function again in debug mode, and say which operation made something not finite.
 
-    An infinity counts only where no NaN comes up, since programs also mask with it.
+    An infinity counts only where no NaN comes up, since programs also mask with it. A NaN that no
+    operation made, since it was in the arguments or in what the function closes over, is named by
+    the first operation that was given it.
 
     Args:
         fn: what to run; it is run up to twice, so it must not change its arguments.
@@ -65,8 +68,12 @@ def locate(fn: Callable[..., Any], *args: Any) -> str | None:
     """
     for check in (("nan",), ("nan", "inf")):
         try:
-            with debug_mode(check=check):
+            # Leaves the debug mode around it, if any: what that was given isn't this function's.
+            with compiled_mode(), debug_mode(check=check):
+                given = THREAD.mode.given
                 fn(*args)
         except FloatingPointError as error:
             return str(error)
+        if given:
+            return given[0]
     return None

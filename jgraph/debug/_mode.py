@@ -18,6 +18,7 @@ from jgraph._eager import ASKED, ASKED_LEVEL, THREAD, jit_is_off
 from jgraph._errors import InputError
 from jgraph.debug._friendly import FRIENDLY, friendly
 from jgraph.debug._notes import explain
+from jgraph.debug._tracebacks import trim
 
 # As the outermost code of any thread sees it.
 _TOP_LEVEL = find_top_trace(())
@@ -31,11 +32,13 @@ class Mode(NamedTuple):
     Attributes:
         check: "nan" and "inf", where an operation that makes one raises.
         vmap: "batch" or "loop".
+        given: a sentence on the first operation that was given a NaN, once there is one.
         compile_after: from which use on an operation's backward is compiled; None for never.
     """
 
     check: tuple[str, ...]
     vmap: str
+    given: list[str]
     compile_after: int | None = 2
 
 
@@ -58,7 +61,8 @@ def debug_mode(
         level: "all" runs every function op by op. "functions" does so for jgraph's own only, and
             leaves `jax.jit`, and with it jax.numpy's functions and control flow, compiled: faster.
         check: an operation that makes a NaN ("nan"), or an infinity ("inf"), of inputs without one
-            raises a FloatingPointError that says where; () for none.
+            raises a FloatingPointError that says where; () for none. Under "nan" any error says
+            which operation before it was the first that was given a NaN.
         vmap: "loop" runs bodies of `jax.vmap` example by example on plain arrays.
 
     Raises:
@@ -83,12 +87,15 @@ def debug_mode(
         3.0 ArrayImpl
     """
     _check_options(level, check, vmap)
-    before, THREAD.mode = THREAD.mode, Mode(tuple(check), vmap)
+    before = THREAD.mode
+    given = [] if before is None else before.given
+    THREAD.mode = Mode(tuple(check), vmap, given)
     try:
-        with jax.disable_jit(level == "all"), _PATCHES, _watch():
+        with jax.disable_jit(level == "all"), _PATCHES, _kept(), _watch():
             yield
     except Exception as error:
-        explain(error)
+        explain(error, given)
+        trim(error)
         raise
     finally:
         THREAD.mode = before
@@ -210,6 +217,11 @@ def _tested_engine() -> types.ModuleType | None:
 def _watch() -> contextlib.AbstractContextManager[Any]:
     engine = _engine()
     return contextlib.nullcontext() if engine is None else engine.watch()
+
+
+def _kept() -> contextlib.AbstractContextManager[Any]:
+    engine = _engine()
+    return contextlib.nullcontext() if engine is None else engine.private.keep_compiled()
 
 
 def _unwatched(mode: Mode | None) -> contextlib.AbstractContextManager[Any]:

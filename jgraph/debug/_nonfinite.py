@@ -1,4 +1,4 @@
-"""Notices the operation that makes the first NaN or infinity, and says where it is."""
+"""Notices the operation that makes the first NaN or infinity, or is given a NaN, and says where."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def backward_of(node: Any) -> Iterator[None]:
 def check(primitive: Any, args: Sequence[Any], outputs: Sequence[Any], params: Any) -> None:
     """Raise where an operation has made a value that isn't finite from values that are.
 
+    The first operation that hands on a NaN that it was given is noted in the mode.
+
     Raises:
         FloatingPointError: it names the operation, the line, the module, and what went in.
     """
@@ -63,14 +65,20 @@ def check(primitive: Any, args: Sequence[Any], outputs: Sequence[Any], params: A
     if primitive.name in (_MOVES if "inf" in mode.check else _NEVER_NAN):
         return
     for x in outputs:
-        if _is_bad(x, mode.check):
-            kind = _new_kind(x, args, mode.check)
-            if kind is not None:
-                name = params["name"] if primitive.name in ("jit", "pjit") else primitive.name
-                node = _PLAYING.node
-                # A node's place was noted when it was recorded; now its frames are gone.
-                place = node.place if node is not None and node.place else place_here()
-                raise FloatingPointError(_sentence(name, kind, x, args, place, node))
+        if not _is_bad(x, mode.check):
+            continue
+        kind = _new_kind(x, args, mode.check)
+        if kind is None and (mode.given or "nan" not in mode.check or not _has_nan(x)):
+            continue
+        name = params["name"] if primitive.name in ("jit", "pjit") else primitive.name
+        node = _PLAYING.node
+        # A node's place was noted when it was recorded; now its frames are gone.
+        place = node.place if node is not None and node.place else place_here()
+        if kind is None:
+            mode.given.append(_given_sentence(name, place, node))
+            continue
+        sentence = _sentence(name, kind, x, args, place, node)
+        raise FloatingPointError("; before it, ".join([sentence, *mode.given]))
 
 
 def check_pulled(given: Sequence[Any], gradients: Sequence[Any]) -> None:
@@ -122,9 +130,18 @@ def _new_kind(x: Any, args: Sequence[Any], kinds: Sequence[str]) -> str | None:
     return None
 
 
+def _has_nan(x: Any) -> bool:
+    return bool(np.isnan(np.asarray(x)).any())
+
+
 def _is_floating(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _given_sentence(name: str, place: Place, node: Any) -> str:
+    of = "" if node is None or name.startswith("the grad") else f" (gradient of {node.name})"
+    return f"{name}{of} {place.text()} was given NaN"
 
 
 def _sentence(name: str, kind: str, x: Any, args: Sequence[Any], place: Place, node: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,24 @@ def explained() -> Iterator[None]:
         raise
 
 
-def explain(error: BaseException) -> None:
+def explain(error: BaseException, given: Sequence[str] = ()) -> None:
     """Add a note to an error that was raised inside a module's call, once.
 
     It has the line of the user's file, the module's path, its configuration, and the shapes of
     the call's arguments.
+
+    Args:
+        error: the error.
+        given: sentences on operations that were given a NaN before, which become notes too.
     """
+    _explain_module(error)
+    told = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    for sentence in given:
+        if sentence not in told:
+            error.add_note(f"{_MARK}before it, {sentence}")
+
+
+def _explain_module(error: BaseException) -> None:
     if any(note.startswith(_MARK) for note in getattr(error, "__notes__", ())):
         return
     place, calls = place_of_error(error)

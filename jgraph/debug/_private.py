@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.extend.core
-from jax._src import ad_checkpoint, api, core
+from jax._src import ad_checkpoint, api, config, core
 from jax._src.ad_util import SymbolicZero, Zero, instantiate
 from jax._src.interpreters import batching
 from jax._src.lax.control_flow import conditionals, loops
@@ -24,6 +26,7 @@ eval_context = core.eval_context
 remat_p = ad_checkpoint.remat_p
 NO_AXIS_NAME = core.no_axis_name
 ZEROS = (Zero, SymbolicZero)
+_LEAST_SECONDS = 1.0  # JAX's default for what it keeps on disk
 
 # What debug mode replaces, as (module, name); `jax.vjp` is the name that people call.
 PATCHED = {
@@ -112,3 +115,15 @@ def cotangents_of(found: Any) -> Any:
     """Return the cotangents of a custom_vjp's backward; from JAX 0.12 on it returns more."""
     pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], list)
     return found[0] if pair else found
+
+
+def keep_compiled() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which all that this thread compiles is kept on disk, if anything is.
+
+    A program of one operation compiles faster than JAX's least time, and debug mode has hundreds.
+    """
+    least, folder = config.persistent_cache_min_compile_time_secs, config.compilation_cache_dir
+    # Who chose another least time keeps it; where nothing can be written JAX would warn each time.
+    if least.value != _LEAST_SECONDS or not folder.value or not os.access(folder.value, os.W_OK):
+        return contextlib.nullcontext()
+    return least(0.0)

@@ -76,7 +76,10 @@ class Watch(Eager):
     """The outermost trace of debug mode: here every value passes, and is checked."""
 
     def apply(self, primitive: Any, args: Any, params: Any) -> list[Any]:
-        outputs = super().apply(primitive, args, params)
+        if primitive is jax.lax.integer_pow_p and _is_high_power_of_number(args[0], params["y"]):
+            outputs = self._power(args[0], params["y"])
+        else:
+            outputs = super().apply(primitive, args, params)
         check(primitive, args, outputs, params)
         return outputs
 
@@ -96,6 +99,14 @@ class Watch(Eager):
         tree = super().process_shard_map(primitive, function, args, **params)
         check(primitive, args, list(tree), params)
         return tree
+
+    def _power(self, x: Any, exponent: int) -> list[Any]:
+        """Raise to an exponent that is an input: one program for all of them.
+
+        Optimizers count steps with it (`decay**count`), and compiled programs do it so too.
+        """
+        with private.set_current_trace(self.parent):
+            return [jax.lax.pow_p.bind(x, as_array(exponent))]
 
 
 class Differentiating(Eager):
@@ -176,6 +187,12 @@ class Body:
     def __call__(self, args: Sequence[Any]) -> Any:
         given, named = jax.tree.unflatten(self.tree, map(as_array, args))
         return self.function(*given, **named)
+
+
+def _is_high_power_of_number(x: Any, exponent: int) -> bool:
+    # Narrower types can't hold all exponents.
+    wide = getattr(x, "dtype", None) in (np.float32, np.float64)
+    return wide and np.ndim(x) == 0 and abs(exponent) > 2
 
 
 def own(trace: Any, x: Any) -> Any:

@@ -15,7 +15,7 @@ from jax.extend.core import find_top_trace
 
 from jgraph._eager import ASKED, ASKED_LEVEL, jit_is_off
 from jgraph._errors import InputError
-from jgraph.debug import compiled_mode, debug_mode, explain
+from jgraph.debug import compiled_mode, debug_mode, explain, trim
 from jgraph.graph._arguments import Parameters, Sorted, at_least_one, donations
 from jgraph.graph._binder import Binder
 from jgraph.graph._bound import Bound
@@ -234,6 +234,7 @@ class Function(Capturing):
             raise self._history.error(self._signature(bound, call, inputs)) from None
         self._history.take()
         explain(error)
+        trim(error)
         if self._strategy is not None and "incompatible devices" in str(error):
             error.add_note(
                 f"{self._name} runs under {self._strategy!r}: strategy.put(model) places the state "

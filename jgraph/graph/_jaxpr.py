@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jgraph.debug import is_users
+from jgraph.debug import is_shown
 
 # Entered by JAX itself: they say how a program was made, not where a module stands.
 _MADE_BY_JAX = frozenset({"rematted_computation", "checkpoint", "remat", "jit", "while", "body"})
@@ -102,12 +102,15 @@ def _joined(outer: list[str], inner: list[str]) -> list[str]:
 
 
 def frame_of(eqn: JaxprEqn) -> tuple[str, int] | None:
-    """Return file and line of the innermost frame outside libraries that made `eqn`."""
+    """Return file and line of the innermost frame that made `eqn`, outside of libraries.
+
+    The networks and losses of jgraph are none here: their pictures name their lines.
+    """
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
     for frame in traceback.frames:
-        if is_users(frame.file_name):
+        if is_shown(frame.file_name):
             return frame.file_name, int(frame.line_num)
     return None
 

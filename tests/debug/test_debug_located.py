@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from flax import nnx
 
 import jgraph as jg
+from jgraph._eager import THREAD
 from jgraph.debug import locate
 
 X = jax.random.normal(jax.random.key(1), (8, 4))
@@ -134,6 +137,57 @@ def test_locate() -> None:
     found = locate(lambda x: jnp.exp(x) * 2, jnp.full(2, 1000.0))
     assert found is not None
     assert found.startswith("exp made inf (2 of 2 values)")
+
+
+def with_nan() -> Net:
+    model = Net("")
+    bias = model.blocks[2].linear.bias
+    bias[...] = bias[...].at[1].set(jnp.nan)  # pyright: ignore[reportOptionalSubscript]
+    return model
+
+
+def test_the_first_operation_that_was_given_a_nan_is_named() -> None:
+    given = r"add at test_debug_located\.py:\d+ in model\.blocks\[2\]\.linear was given NaN$"
+    model = with_nan()
+    for around in (contextlib.nullcontext(), jg.debug_mode()):
+        with around:
+            found = locate(lambda: nnx.value_and_grad(loss_fn)(model, X))
+            assert found is not None
+            assert re.match(given, found)
+            assert locate(step, "") is None
+
+    def go_on(then: Callable[[], Any]) -> None:
+        loss_fn(model, X)
+        with jg.debug_mode():
+            then()
+
+    made = rf"^div made NaN .*; its inputs: .*; before it, {given}"
+    with pytest.raises(FloatingPointError, match=made), jg.debug_mode():
+        go_on(lambda: jnp.divide(jnp.zeros(2), jnp.zeros(2)))
+    with pytest.raises(KeyError) as told, jg.debug_mode():
+        go_on(lambda: {}["key"])
+    (note,) = told.value.__notes__
+    assert re.match(f"jgraph: before it, {given}", note)
+
+
+def test_a_nan_that_a_backward_pass_is_given() -> None:
+    with jg.debug_mode():
+        _, pull = jax.vjp(lambda x: x * 2.0, X)
+        pull(jnp.full_like(X, jnp.nan))
+        (given,) = THREAD.mode.given
+    pattern = r"mul \(gradient of mul\) at test_debug_located\.py:\d+ was given NaN"
+    assert re.fullmatch(pattern, given)
+
+
+def test_training_names_who_was_given_a_nan_of_the_state() -> None:
+    message = r"add at test_debug_located\.py:\d+ in model\.blocks\[2\]\.linear was given NaN"
+    with pytest.raises(jg.train.NonFiniteError, match=message):
+        jg.train_and_evaluate(
+            with_nan(),
+            lambda model, batch: (model(batch) ** 2).mean(-1),
+            optax.sgd(0.1),
+            train=jg.TrainSpec([X], max_steps=2),
+        )
 
 
 def test_training_stops_at_the_line() -> None:
