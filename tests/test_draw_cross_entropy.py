@@ -26,6 +26,7 @@ def script() -> types.ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_picture_in_the_docs_is_what_the_script_draws(
     script: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pictures_in_the_docs_are_what_the_script_draws(name: str, drawn: pathlib.Path) -> None:
     found, kept = ((folder / f"{name}.svg").read_text("utf-8") for folder in (drawn, ROOT / "docs"))

@@ -14,6 +14,8 @@ from jgraph._cli import main
 ROOT = pathlib.Path(jgraph.__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
+# What takes a whole network through its training is run where there is time.
+LONG = ("jg.finetune(", "jg.hub.load(")
 COMMANDS = [
     line.partition("#")[0].strip()
     for language, body in BLOCKS
@@ -44,7 +46,15 @@ def test_there_is_something_to_run():
 
 
 @pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=str(i), marks=pytest.mark.slow)
+        if any(word in code for word in LONG)
+        else pytest.param(code, id=str(i))
+        for i, code in enumerate(PYTHON)
+    ],
+)
 def test_python(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 

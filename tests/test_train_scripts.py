@@ -164,6 +164,7 @@ def test_bfloat16_trains_a_language_model(text: Path, tmp_path: Path) -> None:
     assert {x.dtype for x in weights.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_a_picture_network_is_logged_and_its_best_state_saved(
     one_device_images: Path, pictures: Path, train_images: ModuleType
 ) -> None:

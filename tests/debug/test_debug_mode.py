@@ -232,6 +232,7 @@ class Net(nnx.Module):
         return nnx.remat(Net.block)(self, x)
 
 
+@pytest.mark.slow
 def test_networks_that_change_while_they_train() -> None:
     def run() -> Any:
         model = Net()

@@ -32,10 +32,10 @@ STRATEGIES = {
 }
 
 
-# Pmap's are the ones that could differ; the loop's own tests run it under each strategy.
-SLOW = {(program, name) for program in PROGRAMS for name in ("DataParallel", "FSDP")}
+# One program under the strategy that could differ; the loop's own tests run each strategy.
+QUICK = ("Several tasks", "Pmap")
 CASES = [
-    pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ())
+    pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow)
     for case in itertools.product(PROGRAMS, STRATEGIES)
 ]
 

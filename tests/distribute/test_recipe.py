@@ -45,6 +45,7 @@ def train(task: Any, strategy: Strategy) -> tuple[Any, Any]:
     return result.history, model
 
 
+@pytest.mark.slow
 def test_it_trains_as_one_device(recipe: Any, tasks: Any, close: Any, same_rows: Any) -> None:
     task, strategy = tasks["mlp"], recipe(min_size=64)
     assert isinstance(strategy, Strategy)

@@ -19,6 +19,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_snippets_run(copied, capsys):
     text = Path("runs/latest/README.md").read_text("utf-8")
     (python,), (bash,) = blocks(text, "python"), blocks(text, "bash")

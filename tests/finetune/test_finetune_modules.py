@@ -36,7 +36,9 @@ def module():
     )
 
 
-@pytest.mark.parametrize("unfreeze", ["none", "last:1", "all"])
+@pytest.mark.parametrize(
+    "unfreeze", ["none", *(pytest.param(x, marks=pytest.mark.slow) for x in ("last:1", "all"))]
+)
 def test_a_module_gives_what_its_source_gives(pictures, module, unfreeze):
     runs = [
         jg.finetune(

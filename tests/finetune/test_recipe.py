@@ -185,6 +185,7 @@ def test_same_seed_same_bits(big):
         assert first != other, name
 
 
+@pytest.mark.slow
 def test_debug_runs_without_jit(paint, monkeypatch):
     folder = paint(Path("few"), {"dots": 8, "plain": 6})
     tiny = type(models.create(""))

@@ -27,8 +27,8 @@ GOOD: dict[str, Any] = {
     [
         (
             {"backbone": "efficentnet_lite0"},
-            "the backbone must be one with published weights (efficientnet_lite0), got "
-            "'efficentnet_lite0'; did you mean efficientnet_lite0?",
+            "the backbone must be one with published weights (efficientnet_lite0) or the handle of "
+            "a module, got 'efficentnet_lite0'; did you mean efficientnet_lite0?",
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": -3}, "batch size must be at least 1, got -3"),

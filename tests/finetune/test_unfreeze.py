@@ -102,6 +102,7 @@ def test_the_measured_losses_decide(big):
     assert run.metrics["loss"] <= frozen.metrics["loss"] * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_the_test_set_does_not_decide(paint, monkeypatch):
     paint(Path("pets/train"), {"dots": 20, "plain": 20, "rows": 15})
     paint(Path("pets/test"), {"dots": 2, "plain": 2, "rows": 2})
@@ -131,6 +132,7 @@ def test_with_few_pictures_every_fold_is_fine_tuned(better, small, monkeypatch, 
     assert ("Fine-tuning on all pictures" in out) == better
 
 
+@pytest.mark.slow
 def test_the_folds_loss_is_that_of_the_logits_shown(small, monkeypatch):
     decide(monkeypatch, math.inf)
     seen = {}
@@ -168,6 +170,7 @@ def test_lopsided_classes_are_compared_by_the_same_loss(paint, monkeypatch):
     assert before["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_head(big, monkeypatch, capsys):
     frozen = jg.finetune(big, verbose=False)
 

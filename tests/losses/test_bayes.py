@@ -87,6 +87,7 @@ def test_microbatches_and_penalty_add_up() -> None:
     np.testing.assert_allclose(found, objective(w, jnp.asarray(X), jnp.asarray(Y)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_classification_covariance_is_the_inverse_hessian() -> None:
     labels = jnp.asarray(RNG.integers(0, 4, 20))
     w = jnp.asarray(RNG.standard_normal((3, 4)), jnp.float32)

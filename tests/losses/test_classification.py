@@ -104,6 +104,7 @@ def test_loss_and_gradient_to_a_millionth(scale: float, options: dict[str, float
         np.testing.assert_allclose(slope, want_slope, rtol=rtol, atol=floor)
 
 
+@pytest.mark.slow
 def test_a_sure_network_keeps_its_small_loss_and_gradient() -> None:
     z = np.array([[0.0, 30.0, -1.0]], np.float32)
     want, want_slope = exact(z, np.array([[0, 1, 0]]))
@@ -253,6 +254,7 @@ def test_options_out_of_range(option: str, value: float, message: str) -> None:
         softmax_cross_entropy(z, q, **{option: value})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-20, 20, width=32)), st.floats(0, 1))
 def test_smoothing_is_the_mixture(logits: np.ndarray, smoothing: float) -> None:
@@ -265,6 +267,7 @@ def test_smoothing_is_the_mixture(logits: np.ndarray, smoothing: float) -> None:
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     hnp.arrays(np.float32, (2, 4), elements=st.floats(-20, 20, width=32)),

@@ -80,6 +80,7 @@ def test_focal_identities() -> None:
     np.testing.assert_allclose(shifted, multiclass_focal(z, y), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_focal_forward_mode_second_order_vmap_and_half_precision() -> None:
     z, y = jnp.array([[0.3, -2.0, 1.0], [0.0, 0.5, 0.0]]), jnp.array([1, 0])
 

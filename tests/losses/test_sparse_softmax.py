@@ -49,6 +49,7 @@ def test_equals_float64(shape: tuple[int, ...], scale: float) -> None:
     np.testing.assert_allclose(found, want_gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_computed_in_float32(dtype: type) -> None:
     logits = jnp.linspace(-3, 3, 2000).reshape(2, 1000).astype(dtype)
@@ -138,6 +139,7 @@ def test_wrong_shapes_and_types_raise_at_trace_time(
             run(logits, labels)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_order() -> None:
     z, label = jnp.array([0.3, -1.0, 2.0]), jnp.array(1)
     p = scipy.special.softmax(np.asarray(z, np.float64))
@@ -180,6 +182,7 @@ def test_maximum_likelihood_recovers_frequencies() -> None:
     np.testing.assert_allclose(objective(z), 0.5623351446188083, rtol=RELATIVE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds", [2 * (jax.sharding.AxisType.Auto,), 2 * (jax.sharding.AxisType.Explicit,)], ids=str
 )

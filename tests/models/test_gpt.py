@@ -112,6 +112,7 @@ def test_at_first_every_token_is_about_as_likely(tokens: np.ndarray) -> None:
     assert abs(float(loss) - math.log(24)) < 0.3
 
 
+@pytest.mark.slow
 def test_the_head_is_one_matrix_for_the_fused_loss(model: GPT, tokens: np.ndarray) -> None:
     features = nnx.jit(GPT.features)(model, tokens)
     fused = jg.losses.linear_softmax_cross_entropy(
@@ -131,6 +132,7 @@ def next_token_loss(model: GPT, batch: dict[str, Any]) -> jax.Array:
     return jg.losses.sparse_softmax_cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute_dtype", [None, jnp.bfloat16])
 def test_it_learns(compute_dtype: Any) -> None:
     model = GPT(CONFIG, rngs=nnx.Rngs(0))
@@ -181,6 +183,7 @@ def test_greedy_tokens_are_the_likeliest_ones(model: GPT, tokens: np.ndarray) ->
     np.testing.assert_array_equal(found, sequence[:, 6:])
 
 
+@pytest.mark.slow
 def test_drawn_tokens_are_as_frequent_as_likely(model: GPT) -> None:
     tokens = np.zeros((4000, 2), np.int32)
     drawn = np.asarray(model.generate(tokens, 1, temperature=2.0, seed=1))
@@ -202,6 +205,7 @@ def test_generate_leaves_the_model_as_it_was() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_tensor_rules_split_every_pair_of_layers(model: GPT, tokens: np.ndarray) -> None:
     strategy = jg.distribute.FSDP(4, tensor=2, rules=GPT.tensor_rules, min_size=10**6)
     split = strategy.put(nnx.merge(*nnx.split(model)))

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -14,8 +15,6 @@ from jgraph._errors import InputError, ModuleFormatError, UnsafeModuleError
 from jgraph.models import read_weights
 from jgraph.models._weights import read_keras_file
 from tests.parity.network_fill import fill
-
-h5py = pytest.importorskip("h5py", reason="the extra keras")
 
 FILES = Path(__file__).parents[1] / "data" / "keras_files"
 # What the recipe's small model holds: layers by their names, in their order, and shapes.

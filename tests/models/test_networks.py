@@ -100,6 +100,7 @@ def test_feature_maps_have_their_shapes(name):
     assert maps.shape == (2, *places, abstract(name).feature_size)
 
 
+@pytest.mark.slow
 def test_auxiliary_logits_come_from_the_middle():
     config = InceptionV3Config.inception_v3(7, auxiliary=True)
 

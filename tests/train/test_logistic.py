@@ -62,6 +62,7 @@ def test_the_optimum_is_that_of_scipy_in_float64(penalty, shape):
     np.testing.assert_allclose(fit.kernel, kernel, atol=0.02 * np.abs(kernel).max())
 
 
+@pytest.mark.slow
 def test_a_shift_of_the_features_changes_no_prediction():
     x, labels = problem()
     shifted = x + np.float32(3.0)
@@ -122,6 +123,7 @@ def test_cross_validation_predicts_each_row_by_a_model_that_has_not_seen_it():
     np.testing.assert_allclose(report.log_probabilities[held], expected, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_rows_outside_the_folds_have_no_prediction():
     x, labels = problem(n=31)
     folds = np.arange(31) // 3 % 5
@@ -132,6 +134,7 @@ def test_rows_outside_the_folds_have_no_prediction():
     assert np.isfinite(report.log_probabilities[:-1]).all()
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bits():
     x, labels = problem()
     folds = np.arange(60) // 3 % 5

@@ -302,7 +302,7 @@ def test_epochs_are_asked_for_by_number() -> None:
     assert asked == [0, 1, 2]
 
 
-@pytest.mark.parametrize("disable_jit", [False, True])
+@pytest.mark.parametrize("disable_jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(disable_jit: bool) -> None:
     good = class_batches(5)
     bad = [*good[:2], {**good[2], "x": good[2]["x"] * np.float32(np.nan)}, *good[3:]]

@@ -161,6 +161,7 @@ def no_trace_is_left() -> Iterator[None]:
         jax.profiler.stop_trace()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "last", "steps"), [(2, 4, 3), (1, 1, 1), (4, 9, 3)])
 def test_the_trace_holds_whole_steps(tmp_path: Path, first: int, last: int, steps: int) -> None:
     # Some milliseconds a step, so that steps are under way when their callbacks run.
@@ -185,6 +186,7 @@ def test_a_run_that_stops_ends_the_trace(tmp_path: Path) -> None:
     assert traced_runs(tmp_path) == 3
 
 
+@pytest.mark.slow
 def test_the_trace_of_somebody_else_goes_on(tmp_path: Path) -> None:
     profiler = Profiler(tmp_path / "mine", first=1, last=2)
     with jax.profiler.trace(tmp_path / "theirs"):
