@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import jgraph as jg
+from jgraph.debug._frames import place_of_error
 
 SCRIPT = """
 import sys
@@ -130,3 +131,15 @@ def test_a_network_of_jgraph_is_named_by_its_path_and_the_line_that_calls_it() -
     with pytest.raises(FloatingPointError) as told, jg.debug_mode():
         model(jnp.zeros((1, 4), jnp.int32))  # here: network
     assert at("network") + "in model.blocks[1].mlp.up," in str(told.value)
+
+
+def test_where_no_line_is_the_users_one_of_the_network_is_named() -> None:
+    config = jg.models.GPTConfig(vocab_size=5, context=4, width=4, depth=1, heads=1)
+    model = jg.models.GPT(config, rngs=nnx.Rngs(0))
+    with pytest.raises(Exception, match=r".") as told:
+        model.blocks[0].mlp(jnp.zeros((1, 4, 3)))
+    steps = told.value.__traceback__
+    assert steps is not None
+    place, _ = place_of_error(told.value.with_traceback(steps.tb_next))  # without this test's line
+    assert place.line is not None
+    assert place.line.startswith("_modeling.py:")
