@@ -167,7 +167,7 @@ def check_ids(name: str, labels: ArrayLike, num_classes: int) -> None:
 
 
 def class_ids(
-    labels: ArrayLike, logits_shape: tuple[int, ...], *, check: bool = True
+    labels: ArrayLike, logits_shape: tuple[Any, ...], *, check: bool = True
 ) -> Integer[Array, "*batch"]:
     """Return integer labels for logits `[..., K]`, checked as far as their values are known.
 

@@ -52,7 +52,7 @@ def add_finetune(commands: Any) -> Parser:
         "--backbone",
         default="efficientnet_lite0",
         metavar="NAME",
-        help="pretrained network (default: %(default)s)",
+        help="pretrained network, or the handle of a module (default: %(default)s)",
     )
     add(
         "--unfreeze",

@@ -62,8 +62,12 @@ class Finished:
         run, picture = shlex.quote(str(folder)), shlex.quote(str(self.corpus.paths[0]))
         commands = [f"jgraph predict {run} {picture}", f"jgraph evaluate {run} FOLDER"]
         if self.settings.unfreeze == "none" and self.settings.data is not None:
-            data = shlex.quote(self.settings.data)
-            commands.append(f"jgraph finetune {data} --unfreeze last:2")
+            data, stages = shlex.quote(self.settings.data), len(self.model.backbone.stages)
+            what = "last:2" if stages > 2 else "all"
+            backbone = ""
+            if isinstance(self.model.backbone, ModuleBackbone):
+                backbone = f" --backbone {shlex.quote(self.settings.backbone)}"
+            commands.append(f"jgraph finetune {data}{backbone} --unfreeze {what}")
         return commands
 
     @property

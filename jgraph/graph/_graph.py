@@ -171,8 +171,8 @@ class Graph:
     def cast(self, dtype: DTypeLike) -> Graph:
         """Return the graph with float32 replaced by another float type, inside and in its state.
 
-        Its inputs may be of either type. Sums that the original widened to float32 are of the new
-        type, too.
+        Its inputs may be of either type; once saved and loaded, of the new one. Sums that the
+        original widened to float32 are of the new type, too.
 
         Args:
             dtype: such as `jax.numpy.bfloat16`.

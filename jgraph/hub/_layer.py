@@ -101,7 +101,7 @@ def make_layer(
                 variable_type = Frozen
             variables[key] = variable_type(jnp.asarray(module.weights[key]))
         else:
-            variables[key] = _stream(entries[key], key, rngs)
+            variables[key] = make_stream(entries[key], key, rngs)
     grow(made, {key.removeprefix(below): variable for key, variable in variables.items()})
     return made
 
@@ -119,7 +119,7 @@ def _check_globs(globs: Sequence[str], keys: Sequence[str]) -> None:
             )
 
 
-def _stream(entry: dict[str, Any], key: str, rngs: nnx.Rngs) -> nnx.Variable[Any]:
+def make_stream(entry: dict[str, Any], key: str, rngs: nnx.Rngs) -> nnx.Variable[Any]:
     """Make a random stream's key or counter anew."""
     shape = tuple(entry["shape"])
     if entry["kind"] == "RngCount":

@@ -17,7 +17,7 @@ from jgraph._errors import GraphFormatError, InputError, ModuleFormatError, Sign
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean
 from jgraph.graph import Graph
-from jgraph.hub._layer import Layer, LayerT, make_layer
+from jgraph.hub._layer import Layer, LayerT, make_layer, make_stream
 from jgraph.hub._manifest import check_manifest
 from jgraph.hub._weights import KINDS, state_paths
 
@@ -93,9 +93,19 @@ class Module:
 
     @functools.cached_property
     def state(self) -> dict[str, jax.Array]:
-        """The other weights by key, such as the statistics of batch normalisation."""
-        kinds = self._kinds
-        return {k: jnp.asarray(v) for k, v in self.weights.items() if kinds[k] is not nnx.Param}
+        """What else a signature reads, by key: statistics of batch normalisation, random streams.
+
+        The streams, such as dropout's, are new ones of seed 0.
+        """
+        kinds, rngs = self._kinds, nnx.Rngs(0)
+        stored = {k: jnp.asarray(v) for k, v in self.weights.items() if kinds[k] is not nnx.Param}
+        entries = self.manifest.get("variables", {})
+        streams = {
+            key: make_stream(entries[key], key, rngs).get_value()
+            for key, kind in kinds.items()
+            if issubclass(kind, nnx.RngState)
+        }
+        return {**stored, **streams}
 
     def info(self, signature: str = "default") -> Info:
         """Return what a signature takes and gives.
@@ -163,11 +173,6 @@ class Module:
                 raise SignatureError(
                     f"{signature!r} uses {len(runner.paths)} weights, params and state lack "
                     f"{missing[0]!r}{did_you_mean(missing[0], weights)}"
-                    + (
-                        "; random streams are made by module.as_nnx(…, rngs=…)"
-                        if self._is_random(missing[0])
-                        else ""
-                    )
                 )
             if dtype is not None:
                 weights = {k: _cast(x, dtype) for k, x in weights.items() if k in runner.paths}
@@ -295,9 +300,6 @@ class Module:
     def _kinds(self) -> dict[str, type[nnx.Variable[Any]]]:
         entries = self.manifest.get("variables", {})
         return {key: KINDS.get(entry["kind"], nnx.Variable) for key, entry in entries.items()}
-
-    def _is_random(self, key: str) -> bool:
-        return issubclass(self._kinds[key], nnx.RngState)
 
     # Black box.
 

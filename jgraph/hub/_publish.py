@@ -89,6 +89,11 @@ def publish(
         >>> module.signatures, y.shape
         (('default',), (3, 1))
     """
+    if Path(folder).suffix in (".zip", ".tar", ".tgz", ".gz"):
+        raise InputError(
+            f"publish writes a folder, got {os.fspath(folder)!r}; jg.hub.push(folder, "
+            f"{Path(folder).name!r}) makes an archive of it"
+        )
     if isinstance(model, Module):
         return _publish_again(folder, model, licence, provenance, card)
     if not isinstance(model, nnx.Module):

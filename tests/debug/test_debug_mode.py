@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -385,3 +389,27 @@ def test_newer_remat() -> None:
             got = jax.grad(lambda x: f(x).sum())(X)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert seen == ["ArrayImpl"]
+
+
+def test_the_first_question_may_come_from_within_a_trace():
+    code = """
+import warnings; warnings.simplefilter("error")
+import jax, jax.numpy as jnp, jgraph as jg
+def f(x):
+    assert not jg.executing_eagerly()
+    return jnp.tanh(x).sum()
+jax.jit(f)(jnp.ones(2))
+kinds = []
+with jg.debug_mode():
+    jax.grad(lambda x: kinds.append(type(jnp.tanh(x)).__name__) or x.sum())(jnp.ones(2))
+assert kinds == ["ArrayImpl"], kinds
+"""
+    root = Path(jg.__file__).parents[1]
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr

@@ -498,3 +498,30 @@ def test_a_loaded_graph_is_traced_again_with_open_sizes(tmp_path):
     again.save(tmp_path / "b.graph", state=False)
     x = jnp.ones((3, 4))
     assert jg.Graph.load(tmp_path / "b.graph").apply({}, x)[0] == area(x)
+
+
+def test_a_loss_with_whole_numbers_is_saved_with_open_sizes(tmp_path):
+    (b,) = jax.export.symbolic_shape("b")
+    logits, labels = (
+        jax.ShapeDtypeStruct((b, 3), jnp.float32),
+        jax.ShapeDtypeStruct((b,), jnp.int32),
+    )
+
+    def loss(logits, labels):
+        return jg.losses.sparse_softmax_cross_entropy(logits, labels)
+
+    jg.function(loss).graph(logits, labels).save(tmp_path / "l.graph", state=False)
+    loaded = jg.Graph.load(tmp_path / "l.graph")
+    x, y = jnp.arange(12.0).reshape(4, 3), jnp.array([0, 1, 2, 0])
+    assert jnp.allclose(loaded.apply({}, x, y)[0], loss(x, y))
+    found = jax.grad(lambda x: loaded.apply({}, x, y)[0].sum())(x)
+    assert jnp.allclose(found, jax.grad(lambda x: loss(x, y).sum())(x), atol=1e-6)
+
+
+def test_a_graph_with_dropout_is_cast():
+    model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    graph = jg.function(lambda model, x: model(x)).graph(model, jnp.ones((4, 64)))
+    found = graph.cast(jnp.bfloat16)(jnp.ones((4, 64)))
+    assert found.dtype == jnp.bfloat16
+    assert set(found.ravel().tolist()) == {0.0, 2.0}
+    assert 0.3 < float((found == 0).mean()) < 0.7

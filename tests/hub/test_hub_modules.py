@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -437,3 +438,26 @@ def test_a_process_without_any_source_uses_and_trains_it(path, tmp_path):
     )
     assert shown.returncode == 0, shown.stderr
     assert f"{jax.__version__} uses and trains" in shown.stdout
+
+
+class Recurrent(nnx.Module):
+    """A network that draws random numbers in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        self.rnn = nnx.RNN(nnx.SimpleCell(4, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+    def __call__(self, x) -> Any:
+        return self.rnn(x)
+
+
+def test_a_recurrent_network_is_a_black_box(tmp_path):
+    x = X.reshape(2, 4, 4)
+    model = Recurrent()
+    model.eval()
+    module = jg.hub.load(jg.hub.publish(tmp_path / "rnn", model, inputs={"x": x}))
+    assert jnp.allclose(module(x), model(x), atol=1e-6)
+
+
+def test_an_archive_is_made_by_push(net, tmp_path):
+    with pytest.raises(jg.InputError, match=r"publish writes a folder, .*push\(folder, 'net.zip'"):
+        jg.hub.publish(tmp_path / "net.zip", net, inputs={"x": X})

@@ -88,10 +88,16 @@ def _jvp(call: Callable[..., list[Any]], types: Sequence[Any]) -> tuple[list[Clo
     floats = [i for i, x in enumerate(types) if _is_float(x)]
 
     def rule(*args: Any) -> list[Any]:
-        primals, tangents = list(args[: len(types)]), iter(args[len(types) :])
-        whole = [next(tangents) if i in floats else _no_tangent(x) for i, x in enumerate(types)]
-        out, out_tangents = jax.jvp(lambda *xs: call(*xs), primals, whole)
-        return [*out, *(t for x, t in zip(out, out_tangents, strict=True) if _is_float(x))]
+        primals, tangents = args[: len(types)], args[len(types) :]
+
+        def of_floats(*chosen: Any) -> tuple[list[Any], list[Any]]:
+            values = iter(chosen)
+            out = call(*(next(values) if i in floats else x for i, x in enumerate(primals)))
+            return [x for x in out if _is_float(x)], out
+
+        chosen = [primals[i] for i in floats]
+        _, out_tangents, out = jax.jvp(of_floats, chosen, list(tangents), has_aux=True)
+        return [*out, *out_tangents]
 
     return [jax.make_jaxpr(rule)(*types, *(types[i] for i in floats))], 0
 
@@ -213,4 +219,5 @@ def _is_float(x: Any) -> bool:
 
 
 def _no_tangent(x: Any) -> np.ndarray:
-    return np.zeros(x.shape, jax.dtypes.float0)
+    # NumPy has no open sizes; no rule looks at the tangent of a whole number.
+    return np.zeros([n if isinstance(n, int) else 1 for n in x.shape], jax.dtypes.float0)

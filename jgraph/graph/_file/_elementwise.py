@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jgraph.graph._file._kinds import DTYPE, INT, enum
+from jgraph.graph._file._kinds import DTYPE, EXACT_DTYPE, INT, enum
 from jgraph.graph._file._table import operation
 
 for _name in (
@@ -66,7 +66,7 @@ operation(
     "bitcast_convert_type",
     1,
     lambda x, new_dtype: lax.bitcast_convert_type(x, new_dtype),
-    {"new_dtype": DTYPE},
+    {"new_dtype": EXACT_DTYPE},
 )
 operation(
     "reduce_precision",

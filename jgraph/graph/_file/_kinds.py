@@ -166,6 +166,10 @@ DIMS = listed(DIM)
 DTYPE = Kind(
     lambda value, _: dtype_name(value), _check_dtype, lambda value, reader: reader.dtype(value)
 )
+EXACT_DTYPE = Kind(
+    lambda value, _: dtype_name(value), _check_dtype, lambda value, reader: as_dtype(value)
+)
+"""A dtype that a cast leaves alone, for operations on bits."""
 FUNCTION = Kind(
     lambda value, writer: writer.function(value, ""),
     _plain(int, "the number of a function"),

@@ -137,7 +137,9 @@ class Replay:
         except GraphFormatError as error:  # of a size, which doesn't know where it stands
             raise ValueError(str(error)) from None
         found = entry.replay(*args, **params)
-        outputs = list(found) if isinstance(found, (list, tuple)) else [found]
+        outputs = [
+            self._casted(x) for x in (found if isinstance(found, (list, tuple)) else [found])
+        ]
         for x in outputs:
             if x.ndim > _MAX_AXES:
                 raise ValueError(f"its output has {x.ndim} axes")
