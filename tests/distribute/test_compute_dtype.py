@@ -91,6 +91,7 @@ def test_compute_dtype_is_that_of_products_and_not_of_the_state() -> None:
     assert model.first.kernel[...].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_standard_promotion")
 def test_compute_dtype_under_strategies(strategy: Strategy) -> None:
     (batch,) = batches()

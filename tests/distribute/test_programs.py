@@ -92,6 +92,7 @@ def test_equals_one_device(program: str, name: str) -> None:
         np.testing.assert_allclose(array, one.arrays[path], rtol=0, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "number"),
     [("Distillation", "loss"), ("Several tasks", "kind_loss"), ("A contrastive loss", "loss")],

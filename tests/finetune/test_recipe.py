@@ -89,6 +89,7 @@ def test_metrics_csv_has_a_row_per_epoch(big):
     assert float(rows[-1]["held_out_accuracy"]) == pytest.approx(run.metrics["accuracy"])
 
 
+@pytest.mark.slow
 def test_with_few_pictures_the_accuracy_is_cross_validated_and_called_so(paint, capsys):
     folder = paint(Path("few"), {"dots": 8, "plain": 6}, noise=120)
     run = jg.finetune(folder)
@@ -102,6 +103,7 @@ def test_with_few_pictures_the_accuracy_is_cross_validated_and_called_so(paint, 
     assert {role: len(paths) for role, paths in split.items()} == {"train": 14}
 
 
+@pytest.mark.slow
 def test_given_sets_are_each_measured_and_the_test_set_leads(paint, capsys):
     paint(Path("pets/train"), {"dots": 5, "plain": 4}, noise=120)
     paint(Path("pets/valid"), {"dots": 2, "plain": 2}, noise=120)

@@ -40,6 +40,7 @@ def test_a_discarded_model_is_freed(net, optimizer, step, x, bound):
     assert graph.jaxpr.eqns
 
 
+@pytest.mark.slow
 def test_a_thousand_models_leave_nothing(counter, bound):
     @function(donate="state")
     def f(c, tree, x):

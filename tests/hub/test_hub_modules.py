@@ -218,7 +218,9 @@ def test_training_equals_training_with_the_source(tmp_path):
     assert jnp.allclose(ours.backbone.norm.mean[...], net.norm.mean[...], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["data_parallel", "fsdp", "pmap"])
+@pytest.mark.parametrize(
+    "name", ["pmap", *(pytest.param(x, marks=pytest.mark.slow) for x in ("data_parallel", "fsdp"))]
+)
 def test_training_under_a_strategy_equals_one_device(name, tmp_path):
     module = jg.hub.load(jg.hub.publish(tmp_path / "net", make_net(drop=0.0), inputs={"x": X}))
     one, many = Tuned(module), Tuned(module)

@@ -169,6 +169,7 @@ def test_a_bad_row_is_nan_in_any_direction(case: Case) -> None:
         np.testing.assert_array_equal(jnp.isnan(slope), [False, True])
 
 
+@pytest.mark.slow
 def test_a_masked_bad_row_is_no_part_of_the_mean() -> None:
     weights = jnp.array([1.0, 0.0])
     for cases in CASES.values():

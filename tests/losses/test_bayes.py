@@ -26,6 +26,7 @@ Y = (X @ np.array([[1.0], [-2.0], [0.5]]) + 0.3 * RNG.standard_normal((20, 1))).
 PRIOR, NOISE = 0.8, 0.3
 
 
+@pytest.mark.slow
 def test_priors_are_penalties() -> None:
     params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}
     w = np.array([1.0, -2.0, 0.5])

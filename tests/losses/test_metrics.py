@@ -176,6 +176,7 @@ def test_calibration_error_equals_float64(bins: int) -> None:
         np.testing.assert_allclose(accurate, np.average(right, weights=WEIGHTS), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_calibration_at_extreme_logits() -> None:
     z = jnp.array([[np.inf, 0.0], [np.inf, np.inf], [1e4, -1e4]])
     shown = calibration_error(z, jnp.array([0, 0, 0]), bins=2)

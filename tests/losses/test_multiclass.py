@@ -106,6 +106,7 @@ def test_focal_forward_mode_second_order_vmap_and_half_precision() -> None:
         multiclass_focal(z, y, -1.0)
 
 
+@pytest.mark.slow
 def test_hinge() -> None:
     z = jnp.array([[2.0, 1.5, 0.0], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0], [-INF, 0.0, 1.0]])
     y = jnp.array([0, 2, 0, 0])

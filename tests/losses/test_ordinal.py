@@ -16,6 +16,7 @@ from jgraph.losses import mean, ordinal, proportional_odds, sigmoid_cross_entrop
 INF = np.inf
 
 
+@pytest.mark.slow
 def test_ordinal_is_a_sum_of_questions() -> None:
     rng = np.random.default_rng(0)
     z = (3 * rng.standard_normal((5, 4))).astype(np.float32)
@@ -150,6 +151,7 @@ def test_a_masked_row_keeps_the_thresholds_clean() -> None:
     np.testing.assert_allclose(slopes[1], want[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_proportional_odds_forward_mode_second_order_vmap_and_half_precision() -> None:
     s, y, t = jnp.array([0.3, -1.0, 0.0]), jnp.array([0, 1, 2]), jnp.array([-1.0, 1.0])
 

@@ -73,6 +73,7 @@ def test_a_shift_of_the_features_changes_no_prediction():
     )
 
 
+@pytest.mark.slow
 def test_held_out_rows_never_train():
     x, labels = problem()
     held = np.arange(len(labels)) >= 45
