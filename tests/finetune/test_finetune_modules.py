@@ -80,6 +80,13 @@ class Flat(nnx.Module):
         return x * self.kernel[...].sum()
 
 
+class Vectors(Flat):
+    """A network whose features are vectors, without preprocessing."""
+
+    def __call__(self, x):
+        return super().__call__(x).mean((1, 2))
+
+
 def test_what_cannot_be_a_backbone(pictures):
     jg.hub.publish("other", Flat(), inputs={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(jg.InputError, match="signature 'features', other has default"):
@@ -92,6 +99,14 @@ def test_what_cannot_be_a_backbone(pictures):
     )
     with pytest.raises(jg.InputError, match=r"must take pictures \[b, H, W, 3\] and give \[b, D\]"):
         jg.finetune(pictures, backbone="flat", verbose=False)
+    jg.hub.publish(
+        "blind",
+        Vectors(),
+        signatures={"features": "__call__"},
+        inputs={"x": np.zeros((1, 8, 8, 3), np.float32)},
+    )
+    with pytest.raises(jg.InputError, match="blind doesn't say how pictures become its input"):
+        jg.finetune(pictures, backbone="blind", verbose=False)
     with pytest.raises(jg.InputError, match="or the handle of a module, got 'no_such'"):
         jg.finetune(pictures, backbone="no_such", verbose=False)
 

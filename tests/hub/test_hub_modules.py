@@ -1,5 +1,6 @@
 """Modules: published, loaded, called, differentiated, put into models and published again."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from flax import nnx
 
 import jgraph as jg
 from jgraph.hub import Frozen
+from jgraph.hub._weights import Part, grow
 from tests.hub.hub_net import X, Y, make_net
 
 FEATURES = [
@@ -463,3 +465,34 @@ def test_a_recurrent_network_is_a_black_box(tmp_path):
 def test_an_archive_is_made_by_push(net, tmp_path):
     with pytest.raises(jg.InputError, match=r"publish writes a folder, .*push\(folder, 'net.zip'"):
         jg.hub.publish(tmp_path / "net.zip", net, inputs={"x": X})
+
+
+def test_what_is_no_model_is_not_published(tmp_path):
+    publish = inspect.unwrap(jg.hub.publish)  # without the tests' check of its annotations
+    with pytest.raises(jg.InputError, match=r"an nnx.Module or a module of the hub, got function"):
+        publish(tmp_path / "net", lambda x: x, inputs={"x": X})
+
+
+def test_a_run_without_programs_says_how_to_get_them(folder, tmp_path):
+    def as_a_run(manifest):
+        for entry in manifest["signatures"].values():
+            del entry["program"], entry["train"]
+
+    run = jg.hub.load(change(folder, tmp_path / "run", as_a_run))
+    with pytest.raises(jg.hub.SignatureError, match=r"without programs; .*: jgraph hub publish"):
+        run(X)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a", "a/b"], "'a/b' lies below another weight"),
+        (["a/b", "a"], "'a' is in the way of another"),
+        (["_a/b"], "'_a/b' must have names that attributes can have"),
+        (["a//b"], "'a//b' must have names that attributes can have"),
+        (["train"], "'train' must have names that attributes can have"),
+    ],
+)
+def test_keys_that_make_no_tree(keys, message):
+    with pytest.raises(jg.hub.ModuleFormatError, match=message):
+        grow(Part(), {key: nnx.Param(jnp.zeros(1)) for key in keys})
