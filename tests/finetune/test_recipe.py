@@ -47,7 +47,7 @@ def test_a_person_sees_what_happens(big, capsys):
         r"Next:",
         r"  jgraph predict runs/big-001 big/dots/\d+\.png",
         r"  jgraph evaluate runs/big-001 FOLDER",
-        r"  jgraph finetune big --unfreeze last:2",
+        r"  jgraph finetune big --unfreeze all",
     ]
     lines = iter(out.splitlines())
     for pattern in expected:
