@@ -76,8 +76,10 @@ def kernel_gradient(conv: Convolution, x_NHWC: jax.Array, g_NHWC: jax.Array) -> 
         near = lax.dynamic_slice(x, start, (1, tall, x.shape[2], channels))
         weight = lax.dynamic_slice(g_NHWC, (image, row, 0, 0), (1, 1, width, channels))
         steps = (conv.strides[0], conv.dilation[1])
-        taps = [tap(near, (0, j * conv.strides[1]), (size[0], width), steps) for j in range(size[1])]
-        return tuple(s + t[0] * weight[0] for s, t in zip(sums, taps, strict=True))
+        return tuple(
+            s + tap(near, (0, j * conv.strides[1]), (size[0], width), steps)[0] * weight[0]
+            for j, s in enumerate(sums)
+        )
 
     # A tuple, one for each column of taps: its members stay where they are, in the cache.
     zeros = (jnp.zeros((size[0], width, channels), g_NHWC.dtype),) * size[1]

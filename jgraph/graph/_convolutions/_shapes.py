@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 from jax.extend.core import JaxprEqn
 
+from jgraph.graph._jaxpr import shape_of
+
 Pair: TypeAlias = tuple[int, int]
 
 
@@ -49,34 +51,60 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The order of axes that puts x into NHWC, the kernel into HWIO and the result back."""
+    """The order of axes that puts x into NHWC, the kernel into HWIO and the result back.
+
+    Over one axis: NWC and WIO.
+    """
 
     x: tuple[int, ...]
     kernel: tuple[int, ...]
     result: tuple[int, ...]
 
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it seems to be the gradient by a kernel: JAX swaps batch and channels there."""
+        return self.x[0] > self.x[-1]
+
 
 def read(eqn: JaxprEqn) -> tuple[Convolution, Axes] | None:
-    """Return the convolution of an equation, None for any that isn't of fixed size and over 2 axes."""
-    p, (x, kernel) = eqn.params, (v.aval for v in eqn.invars)
+    """Return an equation's convolution over one axis (then the height is 1) or two; else None.
+
+    None, too, where a size is symbolic or zero.
+    """
+    p, (x, kernel) = eqn.params, map(shape_of, eqn.invars)
     spec = p["dimension_numbers"]
-    sizes = (*x.shape, *kernel.shape)
-    if len(spec.lhs_spec) != 4 or not all(isinstance(size, int) and size for size in sizes):
+    missing = 4 - len(x)
+    if missing not in (0, 1) or not all(isinstance(size, int) and size for size in x + kernel):
         return None
-    to_x = (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
-    to_kernel = (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
-    back = [0] * 4
-    for source, axis in zip((0, 3, 1, 2), spec.out_spec, strict=True):
-        back[axis] = source
+    axes = Axes(
+        (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]),
+        (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]),
+        _inverse((spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])),
+    )
+    sizes = [x[i] for i in axes.x]
+    window = [kernel[i] for i in axes.kernel]
+    ones = (1,) * missing
     found = Convolution(
-        x=tuple(x.shape[i] for i in to_x),
-        kernel=tuple(kernel.shape[i] for i in to_kernel),
-        strides=tuple(p["window_strides"]),
-        padding=tuple(map(tuple, p["padding"])),
-        x_dilation=tuple(p["lhs_dilation"]),
-        dilation=tuple(p["rhs_dilation"]),
+        x=_four(sizes[0], *ones, *sizes[1:]),
+        kernel=_four(*ones, *window),
+        strides=_two(*ones, *p["window_strides"]),
+        padding=_two(*((0, 0),) * missing, *map(tuple, p["padding"])),
+        x_dilation=_two(*ones, *p["lhs_dilation"]),
+        dilation=_two(*ones, *p["rhs_dilation"]),
         groups=p["feature_group_count"],
         batch_groups=p["batch_group_count"],
         precision=p["precision"],
     )
-    return found, Axes(to_x, to_kernel, tuple(back))
+    return found, axes
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(i) for i in range(len(order)))
+
+
+def _two(first: Any, second: Any) -> tuple[Any, Any]:
+    return first, second
+
+
+def _four(a: int, b: int, c: int, d: int) -> tuple[int, int, int, int]:
+    return a, b, c, d
