@@ -25,7 +25,7 @@ def forward(conv: Convolution, x_NHWC: jax.Array, kernel_HWIO: jax.Array) -> jax
     x, size = padded(x_NHWC, conv.padding), conv.size
     return _sum(
         tap(x, (i * conv.dilation[0], j * conv.dilation[1]), size, conv.strides)
-        * kernel_HWIO[i, j, 0]
+        * kernel_HWIO[i : i + 1, j : j + 1]
         for i, j in np.ndindex(conv.kernel[:2])
     )
 
@@ -44,7 +44,7 @@ def of_dilated(conv: Convolution, x_NHWC: jax.Array, kernel_HWIO: jax.Array) -> 
 
     def phase(row_taps: list[Pair], column_taps: list[Pair]) -> jax.Array:
         terms = [
-            tap(x, (first[0] + p, first[1] + q), size, (1, 1)) * kernel_HWIO[i, j, 0]
+            tap(x, (first[0] + p, first[1] + q), size, (1, 1)) * kernel_HWIO[i : i + 1, j : j + 1]
             for i, p in row_taps
             for j, q in column_taps
         ]
