@@ -216,7 +216,14 @@ class Function(Capturing):
     def _new_graph(self, program: Program, traced: Traced) -> Graph:
         refuse_frozen_variables(self._name, self.fn, traced.jaxpr, self._binder.constants)
         labels = self._parameters.labels(program.interface.layout)
-        return Graph(self._name, traced, program.interface, labels, program.donated)
+        return Graph(
+            self._name,
+            traced,
+            program.interface,
+            labels,
+            program.donated,
+            convolutions=program.convolutions,
+        )
 
     def _note(self, bound: Bound, signature: Signature, inputs: Any, seen: int) -> None:
         """Record a graph that this call has traced or compiled."""

@@ -75,12 +75,14 @@ class Graph:
         interface: Interface,
         labels: Labels,
         donated: Sequence[int] = (),
+        *,
+        convolutions: bool = True,
     ) -> None:
         self.name = name
         self.reason = ""
         self.compile_seconds: float | None = None
         self._traced, self._interface, self._labels = traced, interface, labels
-        self._donated = tuple(donated)
+        self._donated, self._convolutions = tuple(donated), convolutions
         self._read_state: Callable[[], list[Any] | None] = lambda: None
 
     def read_state_by(self, read: Callable[[], list[Any] | None]) -> None:
@@ -161,7 +163,7 @@ class Graph:
 
     @functools.cached_property
     def _run(self) -> Callable[..., list[Any]]:
-        return self._jitted(convolutions=True)
+        return self._jitted(convolutions=self._convolutions)
 
     @functools.cached_property
     def _run_inside(self) -> Callable[..., list[Any]]:

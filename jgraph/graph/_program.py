@@ -175,7 +175,7 @@ class Program:
     ) -> None:
         # What is inside an outer trace is seen by that trace's owner, and drawn and saved; the
         # outermost program's passes reach it.
-        self._convolutions = convolutions and not interface.inside and on_one_device(strategy)
+        self.convolutions = convolutions and not interface.inside and on_one_device(strategy)
         self._fn, self._captured, self.interface = fn, captured, interface
         self._on_trace, self._strategy = on_trace, strategy
         self._waiting: deque[tuple[Any, Traced]] = deque(maxlen=4)
@@ -211,7 +211,7 @@ class Program:
         traced = self._take(leaves, all_arrays) or self._trace(leaves, all_arrays)
         self._on_trace(self, traced)
         self._made[_types(leaves, all_arrays)] = traced
-        plan, jaxpr = traced.plan, run_passes(traced.jaxpr, convolutions=self._convolutions)
+        plan, jaxpr = traced.plan, run_passes(traced.jaxpr, convolutions=self.convolutions)
         inputs = jax.tree.leaves((leaves, all_arrays))
         outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
         result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])
