@@ -352,8 +352,8 @@ def function(
         fast_convolutions: False compiles convolutions for CPUs as XLA does, where True writes
             depthwise ones, 1x1 ones and gradients by kernels as what is faster there (sums in
             another order: results differ by rounding). `JGRAPH_FAST_CONV=0` in the environment
-            does so for all functions. GPUs, TPUs, several devices, and what is drawn or saved
-            never see another convolution.
+            does so for all functions that are compiled from then on. GPUs, TPUs, several devices,
+            outer traces, and what is drawn or saved never see another convolution.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
