@@ -102,7 +102,7 @@ def test_nor_in_its_gradient(name, picture, kernel, close):
     assert not convolutions(after)
     ours = evaluated(after)(picture, kernel)
     for mine, theirs in zip(ours, gradient(picture, kernel), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * jnp.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * float(jnp.abs(theirs).max()))
 
 
 # Other platforms.

@@ -26,7 +26,7 @@ def formulation(conv: Convolution, axes: Axes) -> Formulation | None:
     if conv.groups > 1 or conv.batch_groups > 1:
         return _by_channel(conv)
     if conv.kernel[:2] == (1, 1):
-        return _dense.pointwise if _is_wide(conv.x[3], conv) and _is_plain(conv) else None
+        return _dense.pointwise if _is_wide(conv) and _is_plain(conv) else None
     if axes.is_gradient and conv.x_dilation == (1, 1):
         return _kernel_gradient(conv)
     return None
@@ -51,9 +51,9 @@ def _is_plain(conv: Convolution) -> bool:
     return conv.x_dilation == (1, 1) or conv.strides == (1, 1)
 
 
-def _is_wide(inputs: int, conv: Convolution) -> bool:
+def _is_wide(conv: Convolution) -> bool:
     # 8 to 8 and 16 to 16 channels take 1.15 to 1.3 of the time.
-    return inputs * conv.kernel[3] > 256
+    return conv.x[3] * conv.kernel[3] > 256
 
 
 def _kernel_gradient(conv: Convolution) -> Formulation | None:
