@@ -33,6 +33,7 @@ class Binder:
         donate: names of arguments whose memory calls may overwrite; "state" for all objects.
         on_trace: see `Program`.
         strategy: see `Program`.
+        convolutions: see `Program`.
     """
 
     def __init__(
@@ -43,7 +44,10 @@ class Binder:
         donate: frozenset[str],
         on_trace: Callable[[Program, Traced], None],
         strategy: Strategy | None = None,
+        *,
+        convolutions: bool = True,
     ) -> None:
+        self._convolutions = convolutions
         self._fn, self._name, self._parameters = fn, name, parameters
         self._donate, self._on_trace, self._strategy = donate, on_trace, strategy
         self._captured = Captured(fn)
@@ -109,7 +113,14 @@ class Binder:
                 inside,
                 self._parameters.labels(call.layout),
             )
-            program = Program(self._fn, self._captured, interface, self._on_trace, self._strategy)
+            program = Program(
+                self._fn,
+                self._captured,
+                interface,
+                self._on_trace,
+                self._strategy,
+                convolutions=self._convolutions,
+            )
             if self._donate and not inside:
                 self._choose_donated(program, binding, call)
         self._programs[identity] = program

@@ -11,7 +11,6 @@ from itertools import starmap
 from typing import Any, overload
 
 import jax
-from jax.extend.core import find_top_trace
 
 from jgraph._eager import ASKED, ASKED_LEVEL, jit_is_off
 from jgraph._errors import InputError
@@ -28,12 +27,10 @@ from jgraph.graph._nnx import is_object
 from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
 from jgraph.graph._scopes import call_inside
+from jgraph.graph._settings import is_inside_trace
 from jgraph.graph._signature import Signature, signature_of
 from jgraph.graph._strategy import Strategy, checked
 from jgraph.graph._tracebacks import release_arrays
-
-# As the outermost code of any thread sees it.
-_TOP_LEVEL = find_top_trace(())
 
 # Where a function donates, reading, running and writing is one step: no other call may have read
 # an array that this one is about to give away.
@@ -55,6 +52,7 @@ class Function(Capturing):
         max_graphs: int | None = None,
         strategy: Strategy | None = None,
         debug: bool | None = None,
+        fast_convolutions: bool = True,
     ) -> None:
         fn, self._args, self._kwargs = _unwrap(fn)
         functools.update_wrapper(self, fn)
@@ -65,7 +63,15 @@ class Function(Capturing):
         self._history = History(self._name, at_least_one("max_graphs", max_graphs))
         self._strategy = checked(strategy)
         self._debug = True if debug is None and ASKED else debug
-        self._binder = Binder(fn, self._name, self._parameters, donated, self._on_trace, strategy)
+        self._binder = Binder(
+            fn,
+            self._name,
+            self._parameters,
+            donated,
+            self._on_trace,
+            strategy,
+            convolutions=fast_convolutions,
+        )
         Function._anything_donates |= bool(donated)
 
     @overload
@@ -97,7 +103,7 @@ class Function(Capturing):
             args, kwargs = (*self._args, *args), {**self._kwargs, **kwargs}
         call = self._sort(args, kwargs)
         try:
-            if find_top_trace(()) is not _TOP_LEVEL:
+            if is_inside_trace():
                 return self._run_inside(call)
             if Function._anything_donates:
                 with _DONATING:
@@ -154,7 +160,7 @@ class Function(Capturing):
         return call._replace(layout=call.layout._replace(splits=splits))
 
     def _run_nested(self, call: Sorted) -> Any:
-        if find_top_trace(()) is not _TOP_LEVEL:
+        if is_inside_trace():
             return self._run_inside(call)
         with _DONATING:
             return self._run(call)
@@ -210,7 +216,14 @@ class Function(Capturing):
     def _new_graph(self, program: Program, traced: Traced) -> Graph:
         refuse_frozen_variables(self._name, self.fn, traced.jaxpr, self._binder.constants)
         labels = self._parameters.labels(program.interface.layout)
-        return Graph(self._name, traced, program.interface, labels, program.donated)
+        return Graph(
+            self._name,
+            traced,
+            program.interface,
+            labels,
+            program.donated,
+            convolutions=program.convolutions,
+        )
 
     def _note(self, bound: Bound, signature: Signature, inputs: Any, seen: int) -> None:
         """Record a graph that this call has traced or compiled."""
@@ -282,6 +295,7 @@ def function(
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
     debug: bool | None = None,
+    fast_convolutions: bool = True,
 ) -> Function: ...
 @overload
 def function(
@@ -291,6 +305,7 @@ def function(
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
     debug: bool | None = None,
+    fast_convolutions: bool = True,
 ) -> Callable[[Callable[..., Any]], Function]: ...
 def function(
     fn: Callable[..., Any] | None = None,
@@ -301,6 +316,7 @@ def function(
     max_graphs: int | None = None,
     strategy: Strategy | None = None,
     debug: bool | None = None,
+    fast_convolutions: bool = True,
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Compile a plain Python function over arrays, pytrees and NNX objects.
 
@@ -334,6 +350,11 @@ def function(
             strategy keeps it.
         debug: True runs every call in `jg.debug_mode`, as `JGRAPH_DEBUG=1` in the environment does
             for all functions (it is read when jgraph is imported); False compiles it even there.
+        fast_convolutions: False compiles convolutions for CPUs as XLA does, where True writes
+            depthwise ones, 1x1 ones and gradients by kernels as what is faster there (sums in
+            another order: results differ by rounding). `JGRAPH_FAST_CONV=0` in the environment
+            does so for all functions that are compiled from then on. GPUs, TPUs, several devices,
+            outer traces, and what is drawn or saved never see another convolution.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
@@ -372,6 +393,7 @@ def function(
             max_graphs=max_graphs,
             strategy=strategy,
             debug=debug,
+            fast_convolutions=fast_convolutions,
         )
 
     if fn is None:

@@ -23,6 +23,7 @@ from jgraph.graph._passes import run_passes
 from jgraph.graph._paths import tree_path
 from jgraph.graph._picture import Port
 from jgraph.graph._program import Interface, Traced
+from jgraph.graph._settings import is_inside_trace
 
 if TYPE_CHECKING:
     from jgraph.graph._file import Stored
@@ -74,12 +75,14 @@ class Graph:
         interface: Interface,
         labels: Labels,
         donated: Sequence[int] = (),
+        *,
+        convolutions: bool = True,
     ) -> None:
         self.name = name
         self.reason = ""
         self.compile_seconds: float | None = None
         self._traced, self._interface, self._labels = traced, interface, labels
-        self._donated = tuple(donated)
+        self._donated, self._convolutions = tuple(donated), convolutions
         self._read_state: Callable[[], list[Any] | None] = lambda: None
 
     def read_state_by(self, read: Callable[[], list[Any] | None]) -> None:
@@ -151,7 +154,8 @@ class Graph:
         names = [*self._interface.paths, *self._labels.arrays]
         flat = flat_inputs(self, self._traced, names, leaves, arrays)
         self._traced.check(self, self.input_paths, flat)
-        return outcome_of(self._traced.plan, self._interface.paths, leaves, self._run(*flat))
+        outputs = (self._run_inside if is_inside_trace() else self._run)(*flat)
+        return outcome_of(self._traced.plan, self._interface.paths, leaves, outputs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs for these arguments, with `state`."""
@@ -159,10 +163,19 @@ class Graph:
 
     @functools.cached_property
     def _run(self) -> Callable[..., list[Any]]:
+        return self._jitted(convolutions=self._convolutions)
+
+    @functools.cached_property
+    def _run_inside(self) -> Callable[..., list[Any]]:
+        """Run it in an outer trace, which is what gets its passes, and is drawn and saved."""
+        return self._jitted(convolutions=False)
+
+    def _jitted(self, *, convolutions: bool) -> Callable[..., list[Any]]:
         traced = self._traced
 
         def run(*flat: Any) -> list[Any]:
-            program = run_passes(jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat))
+            program = jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat)
+            program = run_passes(program, convolutions=convolutions)
             return jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
 
         run.__name__ = run.__qualname__ = self.name

@@ -7,15 +7,16 @@ the program as the user wrote it.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from jgraph.graph._convolutions import fast_convolution
 from jgraph.graph._jaxpr import aval_text
 
-Pass: TypeAlias = Callable[[ClosedJaxpr], ClosedJaxpr]
 Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
 
 # Equations whose bodies are ordinary programs of the same inputs and outputs.
@@ -23,6 +24,7 @@ _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _LOOPS = frozenset({"scan", "while", "cond"})
 _OTHERS = frozenset({"custom_jvp_call", "custom_vjp_call", "shard_map"})
+_OFF = frozenset({"0", "false", "no", "off"})
 _WITH_BODIES = _REMAT | _CALLS | _LOOPS | _OTHERS
 
 
@@ -53,14 +55,24 @@ def drop_no_ops(program: ClosedJaxpr) -> ClosedJaxpr:
     return rewrite(program, _no_op)
 
 
-PASSES: tuple[Pass, ...] = (drop_no_ops,)
+def fast_convolutions(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Write convolutions, for CPUs alone, as what XLA compiles well there.
+
+    `JGRAPH_FAST_CONV=0` in the environment leaves them as they are.
+    """
+    said = os.environ.get("JGRAPH_FAST_CONV", "1").strip().lower()
+    return program if said in _OFF else rewrite(program, fast_convolution)
 
 
-def run_passes(program: ClosedJaxpr) -> ClosedJaxpr:
-    """Return the program that is compiled in the place of a traced one."""
-    for transform in PASSES:
-        program = transform(program)
-    return program
+def run_passes(program: ClosedJaxpr, *, convolutions: bool = True) -> ClosedJaxpr:
+    """Return the program that is compiled in the place of a traced one.
+
+    Args:
+        program: as traced, after differentiation.
+        convolutions: whether `fast_convolutions` is among the passes.
+    """
+    program = drop_no_ops(program)
+    return fast_convolutions(program) if convolutions else program
 
 
 def _no_op(eqn: JaxprEqn) -> Callable[..., Any] | None:

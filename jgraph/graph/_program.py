@@ -33,7 +33,7 @@ from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, function_scopes
 from jgraph.graph._settings import settings_now
 from jgraph.graph._stand_in import stand_for
-from jgraph.graph._strategy import Body, Output, Strategy
+from jgraph.graph._strategy import Body, Output, Strategy, on_one_device
 from jgraph.graph._synchronised import synchronised
 
 
@@ -160,6 +160,7 @@ class Program:
         interface: what it takes.
         on_trace: called with the program and each call that jit traces; what it raises ends it.
         strategy: where it runs; None for wherever its arrays are.
+        convolutions: whether convolutions may be rewritten for CPUs.
     """
 
     def __init__(
@@ -169,7 +170,12 @@ class Program:
         interface: Interface,
         on_trace: Callable[[Program, Traced], None],
         strategy: Strategy | None = None,
+        *,
+        convolutions: bool = True,
     ) -> None:
+        # What is inside an outer trace is seen by that trace's owner, and drawn and saved; the
+        # outermost program's passes reach it.
+        self.convolutions = convolutions and not interface.inside and on_one_device(strategy)
         self._fn, self._captured, self.interface = fn, captured, interface
         self._on_trace, self._strategy = on_trace, strategy
         self._waiting: deque[tuple[Any, Traced]] = deque(maxlen=4)
@@ -205,7 +211,7 @@ class Program:
         traced = self._take(leaves, all_arrays) or self._trace(leaves, all_arrays)
         self._on_trace(self, traced)
         self._made[_types(leaves, all_arrays)] = traced
-        plan, jaxpr = traced.plan, run_passes(traced.jaxpr)
+        plan, jaxpr = traced.plan, run_passes(traced.jaxpr, convolutions=self.convolutions)
         inputs = jax.tree.leaves((leaves, all_arrays))
         outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
         result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import jax
+from jax.extend.core import find_top_trace
+
+# As the outermost code of any thread sees it.
+_TOP_LEVEL = find_top_trace(())
 
 # As users set them; they are part of what JAX keys its traces and programs on.
 _SETTINGS = (
@@ -26,3 +30,8 @@ def settings_now() -> dict[str, str]:
     found = {name: str(getattr(jax.config, name, None)) for name in _SETTINGS}
     mesh = jax.sharding.get_abstract_mesh()
     return found | {"mesh": "none" if mesh is None or mesh.empty else str(dict(mesh.shape))}
+
+
+def is_inside_trace() -> bool:
+    """Return whether this code runs under an outer trace: jit, grad, vmap, scan."""
+    return find_top_trace(()) is not _TOP_LEVEL

@@ -55,6 +55,11 @@ class Strategy(Protocol):
         ...
 
 
+def on_one_device(strategy: Strategy | None) -> bool:
+    """Return whether a program under a strategy isn't split over devices."""
+    return strategy is None or getattr(strategy, "num_devices", None) == 1
+
+
 def checked(strategy: Any) -> Strategy | None:
     """Return a strategy or None; raise for anything else.
 

@@ -1,0 +1,7 @@
+"""Convolutions that XLA compiles poorly for CPU, written as what it compiles well.
+
+`_shapes.py` reads a convolution; `_choice.py` says by its shape which formulation is fastest, of
+those in `_depthwise.py` and `_dense.py`; `_rule.py` makes it a rule for `rewrite`.
+"""
+
+from jgraph.graph._convolutions._rule import fast_convolution as fast_convolution
