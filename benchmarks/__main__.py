@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [--rounds N]`; without a name, the list."""
+"""`python -m benchmarks NAME [--rounds N] [--threads N]`; without a name, the list."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names())
     parser.add_argument("--rounds", type=int, default=10, help="pairs of runs for each ratio")
+    parser.add_argument(
+        "--threads", type=int, help="threads XLA computes with on a CPU; without it, all cores"
+    )
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if options.rounds < 1 or (options.threads or 1) < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    if options.threads:
+        os.environ["NPROC"] = str(options.threads)  # XLA reads it with the first array
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     print(
         f"{options.name}: jax {jax.__version__} on {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} cores, load {load}, Python {platform.python_version()}"
+        f"{os.cpu_count()} cores, {options.threads or 'all'} for XLA, load {load}, Python {platform.python_version()}"
     )
     for line in importlib.import_module(f"benchmarks.{options.name}").run(options.rounds):
         print(line, flush=True)
