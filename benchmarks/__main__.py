@@ -28,14 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads", type=int, help="threads XLA computes with on a CPU; without it, all cores"
     )
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or (options.threads or 1) < 1:
+    if min(options.rounds, 1 if options.threads is None else options.threads) < 1:
         parser.error("--rounds and --threads must be at least 1")
     if options.threads:
         os.environ["NPROC"] = str(options.threads)  # XLA reads it with the first array
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
+    cores = f"{os.cpu_count()} cores, {options.threads or 'all'} for XLA"
     print(
-        f"{options.name}: jax {jax.__version__} on {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} cores, {options.threads or 'all'} for XLA, load {load}, Python {platform.python_version()}"
+        f"{options.name}: jax {jax.__version__} on {jax.devices()[0].device_kind}, {cores}, "
+        f"load {load}, Python {platform.python_version()}"
     )
     for line in importlib.import_module(f"benchmarks.{options.name}").run(options.rounds):
         print(line, flush=True)
