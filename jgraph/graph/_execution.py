@@ -91,7 +91,7 @@ class Execution:
 
         def run(*flat: Any) -> list[Any]:
             program = jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat)
-            program = run_passes(program, convolutions=convolutions)
+            program = run_passes(program, convolutions=convolutions, name=self._name)
             return jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
 
         run.__name__ = run.__qualname__ = self._name

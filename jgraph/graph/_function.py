@@ -79,7 +79,8 @@ def function(
             depthwise ones, 1x1 ones and gradients by kernels as what is faster there (sums in
             another order: results differ by rounding). `JGRAPH_FAST_CONV=0` in the environment
             does so for all functions that are compiled from then on. GPUs, TPUs, several devices,
-            outer traces, and what is drawn or saved never see another convolution.
+            outer traces, and what is drawn or saved never see another convolution. The logger
+            `jgraph` warns where it would more than double the time to compile.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
