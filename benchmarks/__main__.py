@@ -1,9 +1,10 @@
-"""`python -m benchmarks NAME [--rounds N]`; without a name, the list."""
+"""`python -m benchmarks NAME [--rounds N] [--cores N] [--quick]`; without a name, the list."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import pkgutil
 import platform
@@ -24,17 +25,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names())
     parser.add_argument("--rounds", type=int, default=10, help="pairs of runs for each ratio")
+    parser.add_argument("--cores", type=int, help="how many to use; None for all there are")
+    parser.add_argument("--quick", action="store_true", help="a part of it")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.cores is not None:
+        _use_cores(parser, options.cores)
+    run = importlib.import_module(f"benchmarks.{options.name}").run
+    chosen = {"quick": True} if options.quick else {}
+    if not chosen.keys() <= inspect.signature(run).parameters.keys():
+        parser.error(f"{options.name} has no --quick part")
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     print(
         f"{options.name}: jax {jax.__version__} on {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} cores, load {load}, Python {platform.python_version()}"
+        f"{options.cores or os.cpu_count()} cores, load {load}, Python {platform.python_version()}"
     )
-    for line in importlib.import_module(f"benchmarks.{options.name}").run(options.rounds):
+    for line in run(options.rounds, **chosen):
         print(line, flush=True)
     return 0
+
+
+def _use_cores(parser: argparse.ArgumentParser, count: int) -> None:
+    """Leave this process so many cores, before any library makes its threads."""
+    there = sorted(os.sched_getaffinity(0))
+    if not 1 <= count <= len(there):
+        parser.error(f"--cores must be 1 to {len(there)}")
+    os.sched_setaffinity(0, there[-count:])
 
 
 if __name__ == "__main__":
