@@ -263,7 +263,7 @@ def test_an_empty_batch(kernel):
 
 
 class Block(nnx.Module):
-    """An inverted bottleneck: 1x1, depthwise, 1x1, each with BatchNorm."""
+    """A 1x1 convolution and a depthwise one, each with BatchNorm."""
 
     def __init__(self, rngs):
         def layer(inputs, outputs, size, groups=1):
@@ -271,8 +271,8 @@ class Block(nnx.Module):
                 inputs, outputs, (size, size), feature_group_count=groups, use_bias=False, rngs=rngs
             )
 
-        self.layers = nnx.List([layer(8, 48, 1), layer(48, 48, 3, 48), layer(48, 24, 1)])
-        self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (48, 48, 24)])
+        self.layers = nnx.List([layer(8, 48, 1), layer(48, 48, 3, 48)])
+        self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (48, 48)])
 
     def __call__(self, x):
         for layer, norm in zip(self.layers, self.norms, strict=True):
@@ -299,7 +299,7 @@ def test_the_gradients_of_a_block(picture):
     model = Block(nnx.Rngs(0))
     compare(model, picture)
     graph = function(gradients).graph(model, picture)
-    assert convolutions(graph.jaxpr) >= 8
+    assert convolutions(graph.jaxpr) == 5  # results, kernels, and one input
     assert "stablehlo.convolution" not in graph.stablehlo
 
 
@@ -378,7 +378,7 @@ def test_equal_convolutions_and_few_terms_cost_nothing(repeats, caplog):
 
 def test_a_dense_network_compiles_as_long(caplog):
     """Of a gradient by a kernel of one tap, the window is a whole map; it is one product."""
-    kernels = [jnp.ones((1, 1, 20 + i, 21 + i)) for i in range(12)]
+    kernels = [jnp.ones((1, 1, 20 + i, 21 + i)) for i in range(3)]
 
     def loss(kernels, x):
         for kernel in kernels:
