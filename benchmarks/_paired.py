@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,12 @@ class Ratio:
 
     ratios: tuple[float, ...]
     seconds: tuple[float, float]
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> Ratio:
+        """Return the ratios of times in pairs."""
+        ratios = tuple(a / b for a, b in zip(first, second, strict=True))
+        return cls(ratios, (statistics.median(first), statistics.median(second)))
 
     @property
     def median(self) -> float:
@@ -86,5 +92,4 @@ def paired(
             early = once(first)
             pairs.append((early, once(second)))
     a, b = zip(*pairs, strict=True)
-    ratios = tuple(x / y for x, y in pairs)
-    return Ratio(ratios, (statistics.median(a), statistics.median(b)))
+    return Ratio.of(a, b)
