@@ -36,7 +36,7 @@ _WIDEST = 3  # pixels that the widest of them reaches to each side
 
 
 def libraries() -> str:
-    """Return what decodes and what resizes here, such as `"simplejpeg, Pillow"`."""
+    """Return what decodes and what resizes JPEGs here, such as `"simplejpeg, Pillow"`."""
     decoder = "simplejpeg" if simplejpeg else "OpenCV" if cv2 else "Pillow"
     return f"{decoder}, {'cykooz.resizer' if resizer else 'Pillow'}"
 
