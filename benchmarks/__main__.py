@@ -1,6 +1,6 @@
 """Run a benchmark, `python -m benchmarks NAME`; without a name, the list.
 
-`--cores N` keeps the whole process on N cores; `--threads N` gives XLA N threads and Python the rest.
+`--cores N` keeps the whole process on N cores; `--threads N` gives XLA N threads, Python the rest.
 """
 
 from __future__ import annotations

@@ -84,6 +84,12 @@ def add_finetune(commands: Any) -> Parser:
     add("--image-size", type=whole, metavar="PX", help="side the network sees; left out: its own")
     add("--seed", type=whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
+    add(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="embed every picture anew and keep no features for the next run",
+    )
     _add_on_bad_picture(parser)
     parser.set_defaults(run=_finetune)
     return parser
@@ -160,6 +166,7 @@ def _finetune(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         out=args.out,
         on_bad_picture=args.on_bad_picture,
+        cache=args.cache,
     )
     return 0
 
