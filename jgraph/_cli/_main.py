@@ -71,11 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\njgraph: stopped; nothing half-written is left, earlier files are as they were",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stop:
+        left = str(stop) or "nothing half-written is left, earlier files are as they were"
+        print(f"\njgraph: stopped; {left}", file=sys.stderr)
         return 130
 
 

@@ -23,7 +23,8 @@ FINETUNE = """\
   jgraph finetune
   jgraph finetune pictures/
   jgraph finetune pictures/ --unfreeze last:2 --epochs 5
-  jgraph finetune pictures/ --out my-classifier --seed 1"""
+  jgraph finetune pictures/ --out my-classifier --seed 1
+  jgraph finetune --resume runs/pictures-001"""
 PREDICT = """\
   jgraph predict runs/latest photo.jpg
   jgraph predict runs/latest photos/ --top 3
@@ -84,6 +85,7 @@ def add_finetune(commands: Any) -> Parser:
     add("--image-size", type=whole, metavar="PX", help="side the network sees; left out: its own")
     add("--seed", type=whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
+    add("--resume", metavar="RUN", help="go on with a run that was stopped; all else is as it was")
     _add_on_bad_picture(parser)
     parser.set_defaults(run=_finetune)
     return parser
@@ -160,6 +162,7 @@ def _finetune(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         out=args.out,
         on_bad_picture=args.on_bad_picture,
+        resume=args.resume,
     )
     return 0
 
