@@ -11,6 +11,7 @@ What must hold: every run is the same to the bit, and at least half of the kills
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 KILLS_A_RUN = 6
-STEPS, EVERY_STEPS = 600, 20
+STEPS, EVERY_STEPS = 1200, 60
 _STARTED, _RESULT, _SAVES = "started", "result.json", "checkpoints"
 _SAVE_SECONDS, _RUN_SECONDS = 0.04, 0.8  # about as long as a save takes, and a run, from a start
 _PATIENCE = 120.0
@@ -84,24 +85,28 @@ def kill_and_restart(place: Path, kills: int, *, seed: int) -> Kills:
 def _kill_once(place: Path, folder: Path, moments: random.Random, *, in_save: bool) -> bool | None:
     """Start a run and kill it; return whether that was during a save, None where it had ended."""
     (folder / _STARTED).unlink(missing_ok=True)
+    since = time.time()
     process = _start(place, folder.name)
     _wait_until((folder / _STARTED).exists, process)
     time.sleep(moments.uniform(0, _RUN_SECONDS))
     if in_save:
-        _wait_until(lambda: _is_saving(folder), process)
+        _wait_until(lambda: _is_saving(folder, since), process)
         time.sleep(moments.uniform(0, _SAVE_SECONDS))
     if process.poll() is not None:
         return None
     process.kill()
     process.wait()
-    return _is_saving(folder)
+    return _is_saving(folder, since)
 
 
-def _is_saving(folder: Path) -> bool:
-    """Return whether a checkpoint has been begun and not ended."""
+def _is_saving(folder: Path, since: float) -> bool:
+    """Return whether a checkpoint has been begun since then, and not ended."""
     saves = folder / _SAVES
-    names = os.listdir(saves) if saves.is_dir() else []
-    return any(not (saves / name / "manifest.json").exists() for name in names)
+    for save in sorted(saves.iterdir()) if saves.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            if save.stat().st_mtime > since and not (save / "manifest.json").exists():
+                return True
+    return False
 
 
 def _wait_until(condition: Any, process: subprocess.Popen[bytes]) -> None:

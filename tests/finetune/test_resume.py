@@ -47,6 +47,7 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert filecmp.cmp(first / name, second / name, shallow=False), name
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     big: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
