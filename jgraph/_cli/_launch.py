@@ -12,10 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from jgraph._cli._parser import Parser, whole
 from jgraph._errors import InputError
@@ -119,12 +119,13 @@ class _Rank:
             threading.Thread(target=self._pass_on, args=pair, daemon=True)
             for pair in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
         ]
-        for reader in self._readers:
-            reader.start()
+        self.ended_at = float("inf")
+        for thread in (*self._readers, threading.Thread(target=self._watch, daemon=True)):
+            thread.start()
 
     @property
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self.ended_at == float("inf")
 
     @property
     def code(self) -> int:
@@ -152,7 +153,11 @@ class _Rank:
         for reader in self._readers:
             reader.join(_GRACE_SECONDS)
 
-    def _pass_on(self, source: IO[str], to: Any) -> None:
+    def _watch(self) -> None:
+        self._process.wait()
+        self.ended_at = time.monotonic()
+
+    def _pass_on(self, source: Iterable[str], to: Any) -> None:
         for line in source:
             text = line.rstrip("\n")
             if to is sys.stderr:
@@ -166,15 +171,16 @@ def _wait(ranks: list[_Rank]) -> _Rank | None:
     first: _Rank | None = None
     end = float("inf")
     while any(rank.is_running for rank in ranks) and time.monotonic() < end:
-        failed = [rank for rank in ranks if not rank.is_running and rank.code]
-        if first is None and failed:
-            # One that was killed, or failed by itself, before those that it took along.
-            first = failed[0]
+        if first is None and (first := _first_failed(ranks)):
             end = time.monotonic() + (_SAVE_SECONDS if first.code == _SAVED else _GRACE_SECONDS)
         time.sleep(_POLL_SECONDS)
-    if first is None:
-        first = next((rank for rank in ranks if not rank.is_running and rank.code), None)
-    return first
+    return first or _first_failed(ranks)
+
+
+def _first_failed(ranks: list[_Rank]) -> _Rank | None:
+    """Return the one that failed before those that it took along."""
+    failed = [rank for rank in ranks if not rank.is_running and rank.code]
+    return min(failed, key=lambda rank: rank.ended_at, default=None)
 
 
 @contextlib.contextmanager

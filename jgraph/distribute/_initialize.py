@@ -12,6 +12,7 @@ import jax
 from jgraph._errors import InputError
 
 _VARIABLES = ("JGRAPH_COORDINATOR", "JGRAPH_NUM_PROCESSES", "JGRAPH_PROCESS_ID")
+_COLLECTIVES = "jax_cpu_collectives_implementation"
 
 
 def initialize(
@@ -67,7 +68,8 @@ def initialize(
 def _join(address: str | None, count: int | None, number: int | None, heartbeat: int) -> bool:
     """Initialize jax.distributed; return whether there was anything to join."""
     # The only collectives that CPUs have between processes.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    before = jax.config.values[_COLLECTIVES]
+    jax.config.update(_COLLECTIVES, "gloo")
     known = None not in (address, count, number)
     try:
         jax.distributed.initialize(
@@ -81,7 +83,7 @@ def _join(address: str | None, count: int | None, number: int | None, heartbeat:
         if known or "should be defined" not in str(error):
             raise
         # Without a client the collectives couldn't be made.
-        jax.config.update("jax_cpu_collectives_implementation", "none")
+        jax.config.update(_COLLECTIVES, before)
         if count is not None and count > 1:
             raise InputError(
                 f"the program must be {count} processes, and neither the environment "
