@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -157,13 +157,14 @@ class _Rank:
         self._process.wait()
         self.ended_at = time.monotonic()
 
-    def _pass_on(self, source: Iterable[str], to: Any) -> None:
-        for line in source:
-            text = line.rstrip("\n")
-            if to is sys.stderr:
-                self.tail.append(text)
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-                print(f"[{self.number}] {text}", file=to, flush=True)
+    def _pass_on(self, source: Any, to: Any) -> None:
+        with source:
+            for line in source:
+                text = line.rstrip("\n")
+                if to is sys.stderr:
+                    self.tail.append(text)
+                with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                    print(f"[{self.number}] {text}", file=to, flush=True)
 
 
 def _wait(ranks: list[_Rank]) -> _Rank | None:
