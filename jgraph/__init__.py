@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jgraph import models as models
     from jgraph import train as train
     from jgraph._cache import enable_compilation_cache as enable_compilation_cache
+    from jgraph._errors import CheckpointError as CheckpointError
     from jgraph._errors import GraphFormatError as GraphFormatError
     from jgraph._errors import InputError as InputError
     from jgraph._errors import PictureError as PictureError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jgraph.debug import value as value
     from jgraph.graph import Graph as Graph
     from jgraph.graph import function as function
+    from jgraph.train import Checkpoint as Checkpoint
     from jgraph.train import EvalSpec as EvalSpec
     from jgraph.train import TrainSpec as TrainSpec
     from jgraph.train import evaluate as evaluate
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _MODULES = ("data", "debug", "distribute", "graph", "hub", "losses", "models", "train")
 
 _ATTRIBUTES = {
+    "Checkpoint": "jgraph.train",
+    "CheckpointError": "jgraph._errors",
     "EvalSpec": "jgraph.train",
     "Graph": "jgraph.graph",
     "GraphFormatError": "jgraph._errors",

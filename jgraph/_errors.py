@@ -53,3 +53,19 @@ class GraphFormatError(InputError):
 
 class RetraceError(InputError):
     """A function was traced or compiled more often than `max_graphs` allows; it says why."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint can't be written, read, or used for what it was asked for."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint couldn't be written; earlier ones are as they were."""
+
+
+class CheckpointIntegrityError(CheckpointError):
+    """Files of a checkpoint are missing, or are not what was written."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint holds other arrays than the program: missing, extra, or of another kind."""

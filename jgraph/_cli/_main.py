@@ -14,6 +14,7 @@ from jgraph._cli._doctor import add_doctor
 from jgraph._cli._graphs import add_draw, add_inspect
 from jgraph._cli._hub import add_hub
 from jgraph._cli._interrupt import interrupts_that_arrive
+from jgraph._cli._launch import add_launch
 from jgraph._cli._parser import Parser
 from jgraph._cli._pictures import add_evaluate, add_finetune, add_predict
 from jgraph._errors import InputError
@@ -27,6 +28,7 @@ EXAMPLES = """\
   jgraph evaluate runs/latest more/ --json   how good is it on other pictures?
   jgraph draw runs/latest network.html       what does its network look like?
   jgraph hub publish runs/latest pets.zip    one file that others can use and fine-tune
+  jgraph launch --processes 2 train.py       one program as several processes
   jgraph doctor                              does jgraph work here?"""
 
 
@@ -71,11 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\njgraph: stopped; nothing half-written is left, earlier files are as they were",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stop:
+        left = str(stop) or "nothing half-written is left, earlier files are as they were"
+        print(f"\njgraph: stopped; {left}", file=sys.stderr)
         return 130
 
 
@@ -107,6 +107,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--debug", action="store_true", help="run op by op, so that breakpoints stop"
         )
+    made["launch"] = add_launch(commands)
     made["doctor"] = add_doctor(commands)
     if not argv:
         parser.print_help()

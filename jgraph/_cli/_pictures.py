@@ -23,7 +23,8 @@ FINETUNE = """\
   jgraph finetune
   jgraph finetune pictures/
   jgraph finetune pictures/ --unfreeze last:2 --epochs 5
-  jgraph finetune pictures/ --out my-classifier --seed 1"""
+  jgraph finetune pictures/ --out my-classifier --seed 1
+  jgraph finetune --resume runs/pictures-001"""
 PREDICT = """\
   jgraph predict runs/latest photo.jpg
   jgraph predict runs/latest photos/ --top 3
@@ -90,6 +91,7 @@ def add_finetune(commands: Any) -> Parser:
         action="store_false",
         help="embed every picture anew and keep no features for the next run",
     )
+    add("--resume", metavar="RUN", help="go on with a run that was stopped; all else is as it was")
     _add_on_bad_picture(parser)
     parser.set_defaults(run=_finetune)
     return parser
@@ -167,6 +169,7 @@ def _finetune(args: argparse.Namespace) -> int:
         out=args.out,
         on_bad_picture=args.on_bad_picture,
         cache=args.cache,
+        resume=args.resume,
     )
     return 0
 

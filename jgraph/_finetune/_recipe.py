@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +14,16 @@ from flax import nnx
 
 from jgraph import data as jdata
 from jgraph._cache import cache_folder
-from jgraph._errors import InputError
+from jgraph._errors import CheckpointError, InputError
 from jgraph._finetune._backbone import ModuleBackbone, pretrained
 from jgraph._finetune._console import Console
 from jgraph._finetune._corpus import HELD_OUT_FRACTION, Corpus, gather, holds_out
 from jgraph._finetune._report import CurveRow
 from jgraph._finetune._run import OnBadPicture, Run, load_run
-from jgraph._finetune._save import RUNS, Finished, save
+from jgraph._finetune._save import RUNS, Finished, point_latest, save
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
+from jgraph._finetune._unfinished import Unfinished, reopen, reserve
 from jgraph._finetune._unfreeze import Tuned, fine_tune, predict, set_head
 from jgraph.debug import asked_mode, debug_mode
 from jgraph.models import Classifier
@@ -44,6 +48,7 @@ def finetune(
     on_bad_picture: OnBadPicture = "skip",
     cache: bool | str | os.PathLike[str] = True,
     verbose: bool = True,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Make a picture classifier from a pretrained network and a folder of pictures.
 
@@ -73,12 +78,16 @@ def finetune(
             pictures needn't embed them; a path keeps them in that folder. See
             `jgraph.data.FeatureCache`. Left alone while debugging.
         verbose: whether to print what happens.
+        resume: the folder of a run with `unfreeze` that was stopped, such as "runs/pets-001": it
+            goes on where it was last saved, and ends as if it hadn't been stopped. All settings
+            are the run's; `debug` and `verbose` are this call's.
 
     Returns:
         The run: `.model`, `.metrics`, `.predict(pictures)`, `.folder`.
 
     Raises:
         InputError: (a ValueError) data or a setting can't be used; the message says what to do.
+        KeyboardInterrupt: Ctrl-C. Fine-tuning was saved first, and the text says how to go on.
         OSError: the run can't be written; nothing is left of it.
 
     Source:
@@ -100,9 +109,15 @@ def finetune(
     )
     console = Console(verbose)
     folder = None if out is None else Path(out).expanduser()
+    unfinished = None
+    if resume is not None:
+        if data is not None or out is not None:
+            raise InputError("resume takes data and out from the run; give neither")
+        unfinished, settings = reopen(Path(resume).expanduser())
+        folder = unfinished.run
     _check_place(folder)
     with debug_mode() if debug else asked_mode():
-        return _finetune(settings, folder, console)
+        return _finetune(settings, folder, console, unfinished)
 
 
 def _check_place(out: Path | None) -> None:
@@ -118,7 +133,9 @@ def _check_place(out: Path | None) -> None:
         )
 
 
-def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
+def _finetune(
+    settings: Settings, out: Path | None, console: Console, unfinished: Unfinished | None
+) -> Run:
     _notice_unused(settings, console)
     folder = demo_folder() if settings.data is None else Path(settings.data).expanduser()
     splits = jdata.find_splits(folder)
@@ -128,13 +145,16 @@ def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
     corpus = gather(model, splits, settings, console)
     fit = _fit_head(corpus, settings, console)
     set_head(model, fit)
-    tuned = None
+    tuned, name = None, "demo" if settings.data is None else _name(folder)
     if settings.unfreeze != "none":
-        tuned = fine_tune(model, corpus, fit, settings, console)
+        unfinished = unfinished or _begin(name, settings, out)
+        with _kept_to_go_on(unfinished):
+            unfinished.check_pictures(corpus)
+            tuned = fine_tune(model, corpus, fit, settings, console, unfinished)
         _say_what_was_kept(tuned, corpus, console)
     scores, pictures = _measure(model, corpus, fit, tuned, settings)
     finished = Finished(
-        name="demo" if settings.data is None else _name(folder),
+        name=name,
         model=model,
         settings=settings,
         corpus=corpus,
@@ -145,9 +165,52 @@ def _finetune(settings: Settings, out: Path | None, console: Console) -> Run:
         tuned=None if tuned is None else tuned.kept,
         notices=tuple(console.notices),
     )
-    path = save(finished, out)
+    path = save(finished, out) if unfinished is None else _finish(unfinished, finished)
     _conclude(path, finished, console)
     return load_run(path)
+
+
+def _finish(unfinished: Unfinished, finished: Finished) -> Path:
+    """Write the run, and remove what it could have gone on from."""
+    try:
+        path = save(finished, unfinished.run)
+    except OSError:
+        print(f"jgraph: go on with: {unfinished.command}", file=sys.stderr)
+        raise
+    unfinished.remove()
+    if unfinished.points_latest:
+        point_latest(path)
+    return path
+
+
+def _begin(name: str, settings: Settings, out: Path | None) -> Unfinished:
+    if out is None:
+        return reserve(RUNS, name, settings)
+    unfinished = Unfinished(out, False)
+    unfinished.begin(settings)
+    return unfinished
+
+
+@contextlib.contextmanager
+def _kept_to_go_on(unfinished: Unfinished) -> Iterator[None]:
+    """Say how to go on where the person or the system stops the run; leave nothing else behind."""
+    command = unfinished.command
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not unfinished.has_checkpoints:
+            unfinished.remove()
+            raise
+        if isinstance(stop, SystemExit):
+            print(f"jgraph: go on with: {command}", file=sys.stderr)
+            raise
+        raise KeyboardInterrupt(f"what was trained is saved; go on with: {command}") from stop
+    except CheckpointError as error:
+        error.add_note(f"go on with: {command}")
+        raise
+    except BaseException:
+        unfinished.remove()
+        raise
 
 
 def _notice_unused(settings: Settings, console: Console) -> None:

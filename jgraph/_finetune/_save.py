@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from jgraph._finetune._network import network_graph
 from jgraph._finetune._report import CurveRow, write_report
 from jgraph._finetune._score import Score
 from jgraph._finetune._settings import Settings
+from jgraph._finetune._unfinished import next_number
 from jgraph.models import Classifier
 
 RUNS = Path("runs")
@@ -120,14 +120,14 @@ def save(finished: Finished, out: Path | None) -> Path:
     if out is not None:
         return _write(finished, out)
     while True:
-        folder = RUNS / f"{finished.name}-{_next_number(finished.name):03d}"
+        folder = RUNS / f"{finished.name}-{next_number(RUNS, finished.name):03d}"
         try:
             _write(finished, folder)
         except ModuleFormatError:
             if not folder.exists():
                 raise
             continue  # another run took the number meanwhile
-        _point_latest(folder)
+        point_latest(folder)
         return folder
 
 
@@ -137,14 +137,8 @@ def _draw(finished: Finished, path: Path) -> str:
     return path.read_text("utf-8")
 
 
-def _next_number(name: str) -> int:
-    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
-    entries = os.listdir(RUNS) if RUNS.is_dir() else []
-    taken = [int(match[1]) for match in map(pattern.fullmatch, entries) if match]
-    return max(taken, default=0) + 1
-
-
-def _point_latest(folder: Path) -> None:
+def point_latest(folder: Path) -> None:
+    """Have runs/latest point to a run."""
     link, fresh = RUNS / "latest", RUNS / f".latest-{os.getpid()}"
     if link.exists() and not link.is_symlink():
         return  # a person's own folder of that name is left alone

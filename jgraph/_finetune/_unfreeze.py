@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,12 @@ from jgraph._finetune._console import Console
 from jgraph._finetune._corpus import Corpus
 from jgraph._finetune._inference import Forward
 from jgraph._finetune._settings import Settings
+from jgraph._finetune._unfinished import Unfinished
 from jgraph.data import Pictures
 from jgraph.models import Classifier
 from jgraph.train import (
     Callback,
+    Checkpoint,
     EvalSpec,
     LogisticFit,
     NonFiniteError,
@@ -65,7 +67,12 @@ def set_head(model: Classifier, fit: LogisticFit) -> None:
 
 
 def fine_tune(
-    model: Classifier, corpus: Corpus, fit: LogisticFit, settings: Settings, console: Console
+    model: Classifier,
+    corpus: Corpus,
+    fit: LogisticFit,
+    settings: Settings,
+    console: Console,
+    unfinished: Unfinished,
 ) -> Tuned:
     """Train the last stages from the fitted head; keep the head where that makes it worse.
 
@@ -75,6 +82,7 @@ def fine_tune(
         fit: the fitted head.
         settings: what was asked for.
         console: speaks to the person.
+        unfinished: where it is saved on the way, and goes on from.
 
     Returns:
         What it led to.
@@ -89,7 +97,7 @@ def fine_tune(
     loss_before = _head_loss(corpus, fit, settings)
     decide = _by_folds if corpus.monitor is None else _by_monitor
     try:
-        tuned = decide(model, corpus, fit, loss_before, settings, console)
+        tuned = decide(model, corpus, fit, loss_before, settings, console, unfinished)
     except NonFiniteError as error:
         console.notice(
             f"fine-tuning diverged at step {error.step}; lower the learning rate, which is "
@@ -118,11 +126,13 @@ def _by_monitor(
     loss_before: float,
     settings: Settings,
     console: Console,
+    unfinished: Unfinished,
 ) -> Tuned:
     """Fine-tune once; pictures that aren't trained on decide."""
     assert corpus.monitor is not None, "without a monitor set, the folds decide"
     monitor = corpus.rows(corpus.monitor)
-    result = _train(model, corpus, corpus.rows("train"), settings, console, monitor)
+    saved = unfinished.checkpoint("all")
+    result = _train(model, corpus, corpus.rows("train"), settings, console, monitor, saved)
     loss_after = float(result.rows(corpus.monitor)[-1]["cross_entropy"])
     return Tuned(loss_after <= loss_before, loss_before, loss_after, result.history, None)
 
@@ -134,6 +144,7 @@ def _by_folds(
     loss_before: float,
     settings: Settings,
     console: Console,
+    unfinished: Unfinished,
 ) -> Tuned:
     """With too few pictures to hold any out, every fold is fine-tuned without its pictures."""
     folds, train = corpus.folds(settings.seed), corpus.rows("train")
@@ -149,7 +160,8 @@ def _by_folds(
         without = corpus.fit_head(everything, held_out_N=held | ~train, penalties=(fit.penalty,))
         nnx.update(model, start)
         set_head(model, without)
-        _train(model, corpus, train & ~held, settings, console, None)
+        saved = unfinished.checkpoint(f"fold-{fold + 1}")
+        _train(model, corpus, train & ~held, settings, console, None, saved)
         logits[held] = predict(model, corpus, held, settings)
     nnx.update(model, start)
     seen = folds >= 0
@@ -157,7 +169,8 @@ def _by_folds(
     if not loss_after <= loss_before:
         return Tuned(False, loss_before, loss_after, [], None)
     console.say("Fine-tuning on all pictures")
-    result = _train(model, corpus, train, settings, console, None)
+    saved = unfinished.checkpoint("all")
+    result = _train(model, corpus, train, settings, console, None, saved)
     return Tuned(True, loss_before, loss_after, result.history, logits)
 
 
@@ -176,6 +189,7 @@ def _train(
     settings: Settings,
     console: Console,
     monitor: Bool[np.ndarray, " n"] | None,
+    checkpoint: Checkpoint,
 ) -> TrainResult:
     batches = _batches(model, corpus, rows, settings, augment=True)
     steps = len(batches) * settings.epochs
@@ -193,6 +207,7 @@ def _train(
             strategy=settings.places(),
             trainable=model.trainable(settings.unfrozen_stages(len(model.backbone.stages))),
             callbacks=[_Epochs(console, count, len(batches), settings.epochs, bool(evals))],
+            checkpoint=checkpoint,
         )
     for row in result.history:
         row["step"] //= len(batches)
@@ -274,6 +289,9 @@ class _Epochs(Callback):
         self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
         self._evaluates = evaluates
         self._train = ""
+
+    def on_resume(self, step: int, history: Sequence[Mapping[str, Any]], state: Any) -> None:
+        self._count(step)
 
     def on_step(self, step: int) -> None:
         self._count(1)

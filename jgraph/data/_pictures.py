@@ -111,14 +111,15 @@ class Pictures:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Return the batches of one epoch.
 
         Args:
             epoch: its number, from 0; it decides order and augmentation.
+            start: how many batches to leave out, for a run that goes on.
 
         Returns:
-            An iterator over `len(self)` batches; it may be left early.
+            An iterator over `len(self) - start` batches; it may be left early.
 
         Raises:
             PictureError: while iterating, a picture cannot be decoded and `on_bad_picture` is
@@ -138,7 +139,7 @@ class Pictures:
         def decode(index: int) -> _Decoded:
             return self._decode(index, epoch)
 
-        rows = grain.MapDataset.source(self._order(epoch)).map(decode)
+        rows = grain.MapDataset.source(self._order(epoch)[start * self.batch_size :]).map(decode)
         options = grain.ReadOptions(
             num_threads=self.workers,
             # Grain wants a place for each thread, even where there are fewer pictures.

@@ -7,6 +7,9 @@ from jgraph.distribute._create import create as create
 from jgraph.distribute._create import names as names
 from jgraph.distribute._data_parallel import DataParallel as DataParallel
 from jgraph.distribute._fsdp import FSDP as FSDP
+from jgraph.distribute._hosts import agreed as agreed
+from jgraph.distribute._hosts import wait_for_all as wait_for_all
+from jgraph.distribute._initialize import initialize as initialize
 from jgraph.distribute._one_device import OneDevice as OneDevice
 from jgraph.distribute._pmap import Pmap as Pmap
 from jgraph.distribute._strategy import Strategy as Strategy

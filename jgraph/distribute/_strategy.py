@@ -138,7 +138,7 @@ class Strategy:
         def put(keys: Any, x: Any) -> Any:
             array = own(x)
             name = path + jax.tree_util.keystr(keys)
-            return jax.device_put(array, self._sharding(name, array))
+            return _put_whole(array, self._sharding(name, array))
 
         return jax.tree.map_with_path(put, tree)
 
@@ -154,7 +154,18 @@ class Strategy:
         shape = np.shape(x)
         split = len(shape) > axis and shape[axis] and shape[axis] % self.num_shards == 0
         spec = PartitionSpec(*[None] * axis, DATA) if split else PartitionSpec()
-        return jax.device_put(host_copy(x), self._named(spec))
+        return _put_whole(host_copy(x), self._named(spec))
+
+
+def _put_whole(x: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Place an array that every process has all of: each takes the parts of its own devices."""
+    if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        impl = jax.random.key_impl(x)
+        return jax.random.wrap_key_data(_put_whole(jax.random.key_data(x), sharding), impl=impl)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def first_devices(n: int | None) -> list[Any]:

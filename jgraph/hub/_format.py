@@ -7,7 +7,6 @@ dtype, and its own SHA-256, so that a folder is either exactly what was written 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jgraph._digests import changed_files, folder_digests, value_digest
 from jgraph._errors import ModuleFormatError, ModuleIntegrityError, ModuleWeightsError
 from jgraph._json import parse_json
 from jgraph._version import __version__
@@ -84,18 +84,15 @@ def write_module(
         tensors = {name: np.array(array, order="C") for name, array in weights.items()}
         (unfinished / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
         write_files(unfinished)
-        files = {
-            path.relative_to(unfinished).as_posix(): _digest(path) for path in _tree(unfinished)
-        }
         whole = {
             "format": FORMAT,
             "version": VERSION,
             **manifest,
             "weights": {k: [list(v.shape), v.dtype.name] for k, v in sorted(tensors.items())},
-            "files": files,
+            "files": folder_digests(unfinished),
             "made_with": made_with(),
         }
-        whole["sha256"] = _manifest_digest(whole)
+        whole["sha256"] = value_digest(whole)
         (unfinished / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         read_module(unfinished)  # what can't be read back is never left behind
         unfinished.chmod(0o777 & ~_umask())
@@ -214,7 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has version {manifest.get('version')!r}, this jgraph reads {VERSION}; "
             "install a newer jgraph"
         )
-    if manifest.get("sha256") != _manifest_digest(manifest):
+    if manifest.get("sha256") != value_digest(manifest):
         raise ModuleIntegrityError(
             f"{path} has changed since it was written; restore it from a copy, or make the "
             "folder again"
@@ -224,12 +221,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ModuleFormatError(f"{path} must hold {key!r} as a JSON {kind.__name__}")
     _check_names(path, manifest["files"])
     return manifest
-
-
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the manifest's values, whatever their layout in the file."""
-    values = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_names(path: Path, files: Mapping[str, Any]) -> None:
@@ -267,15 +258,11 @@ def is_file_name(name: str) -> bool:
 
 
 def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
-    bad = []
-    for name, entry in files.items():
+    for name in files:
         path = folder / name
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             raise ModuleIntegrityError(f"{path} must be a plain file, not a link")
-        if not path.is_file():
-            bad.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"] or _digest(path) != entry:
-            bad.append(f"{name} has changed")
+    bad = changed_files(folder, files)
     if bad:
         raise ModuleIntegrityError(
             f"{folder} is not as it was written: {'; '.join(bad[:5])}. "
@@ -295,16 +282,6 @@ def _check_finite(weights: Mapping[str, np.ndarray]) -> None:
     bad = [k for k, v in weights.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if bad:
         raise ModuleWeightsError(f"weights must be finite, these are not: {', '.join(bad[:5])}")
-
-
-def _tree(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
 
 
 def _umask() -> int:

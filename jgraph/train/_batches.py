@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from jgraph._errors import InputError
 from jgraph.distribute import Strategy, host_copy
 
+_END = object()
 _SMALL = 1 << 18  # bytes of a batch; where device_put, which need not copy again, becomes faster
 
 
@@ -22,36 +24,72 @@ class Work(NamedTuple):
     batch: Any
 
 
-def cycle(data: Iterable[Any], max_steps: int) -> Iterator[Any]:
-    """Yield `max_steps` batches, from one epoch of the data after the other.
+class Position(NamedTuple):
+    """Where in the data a run is: steps taken, the epoch, and batches taken of it."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+class Cycle:
+    """`max_steps` batches, from one epoch of the data after the other.
 
     Args:
         data: re-iterable of batches. Where it has a method `epoch(n)`, that gives the iterator
-            of the n-th epoch, so that a shuffle can follow n.
-        max_steps: number of batches to yield.
+            of the n-th epoch, so that a shuffle can follow n; where that takes `start`, it leaves
+            out so many batches at no cost.
+        max_steps: number of the last batch.
+        start: what was taken before.
 
     Raises:
-        InputError: an epoch has no batch.
+        InputError: (while iterating) an epoch has no batch, or fewer than were taken before.
     """
-    done, epoch = 0, 0
-    while done < max_steps:
-        before = done
-        for batch in _epoch(data, epoch):
-            yield batch
-            done += 1
-            if done == max_steps:
-                return
-        if done == before:
+
+    def __init__(self, data: Iterable[Any], max_steps: int, start: Position | None = None) -> None:
+        self._data, self._max_steps = data, max_steps
+        self._start = start or Position()
+        # Of each epoch begun so far: the step before its first batch.
+        self._begun = [(self._start.step - self._start.batch, self._start.epoch)]
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return the epoch of the batch that a step took, and how many it has taken of it."""
+        begin, epoch = next(x for x in reversed(self._begun) if x[0] < step or x[0] == 0)
+        return epoch, step - begin
+
+    def __iter__(self) -> Iterator[Any]:
+        done, epoch, skipped = self._start
+        while done < self._max_steps:
+            before = done
+            for batch in _epoch(self._data, epoch, skipped):
+                yield batch
+                done += 1
+                if done == self._max_steps:
+                    return
+            if done == before and not skipped:
+                raise InputError(
+                    "train data must give batches each time it is iterated, its epoch "
+                    f"{epoch} gave none, after {done} of {self._max_steps} steps; pass a list or "
+                    "an object whose __iter__ starts anew, not an iterator that runs dry"
+                )
+            epoch, skipped = epoch + 1, 0
+            self._begun.append((done, epoch))
+
+
+def _epoch(data: Any, number: int, start: int) -> Iterator[Any]:
+    if hasattr(data, "epoch"):
+        if start and "start" in inspect.signature(data.epoch).parameters:
+            return iter(data.epoch(number, start=start))
+        batches = iter(data.epoch(number))
+    else:
+        batches = iter(data)
+    for i in range(start):
+        if next(batches, _END) is _END:
             raise InputError(
-                f"train data must give batches each time it is iterated, its epoch {epoch} gave "
-                f"none, after {done} of {max_steps} steps; pass a list or an object whose __iter__ "
-                "starts anew, not an iterator that runs dry"
+                f"train data must be what it was when the checkpoint was saved: of epoch {number} "
+                f"{start} batches were taken, and now it has {i}"
             )
-        epoch += 1
-
-
-def _epoch(data: Any, number: int) -> Iterator[Any]:
-    return iter(data.epoch(number) if hasattr(data, "epoch") else data)
+    return batches
 
 
 def stacked(batches: Iterator[Any], count: int) -> Iterator[Work]:

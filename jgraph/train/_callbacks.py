@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -14,7 +15,7 @@ from jgraph.train._specs import Metric, TrainResult
 
 
 class StopTraining(Exception):  # noqa: N818  it is no error
-    """Raised by a callback's `on_step`, `on_log` or `on_eval`: the run ends well after this step.
+    """Raised by a callback's hooks but `on_start` and `on_end`: the run ends well after this step.
 
     The other callbacks hear of the step, and `on_end` is called.
     """
@@ -23,16 +24,30 @@ class StopTraining(Exception):  # noqa: N818  it is no error
 class Callback:
     """Base class of callbacks: override what you need.
 
-    The order: `on_start` once; then for each step `on_step`, then `on_log` where a window's
-    numbers have come in, then `on_eval` for each evaluation; `on_end` once if the run got to its
-    end or a callback stopped it; `close` once whatever happened. Callbacks are called in the order
-    they were passed in. Any of the first three may raise `StopTraining`.
+    The order: `on_start` once, `on_resume` where the run goes on from a checkpoint; then for each
+    step `on_step`, then `on_log` where a window's numbers have come in, then `on_eval` for each
+    evaluation; `on_end` once if the run got to its end or a callback stopped it; `close` once
+    whatever happened. Callbacks are called in the order they were passed in. All but `on_start`
+    and `on_end` may raise `StopTraining`.
     Numbers are fetched one window late, so that nothing waits for the device: `on_log` names the
     step its row belongs to.
     """
 
     def on_start(self, max_steps: int) -> None:
         """Run before the first step."""
+
+    def on_resume(self, step: int, history: Sequence[Mapping[str, Any]], state: Any) -> None:
+        """Run after `on_start` where the run goes on from a checkpoint.
+
+        Args:
+            step: the step that was saved.
+            history: the run's rows so far.
+            state: what `state` returned then; None where there was no such callback.
+        """
+
+    def state(self) -> Any:
+        """Return what a checkpoint shall keep of this callback for `on_resume`: JSON, or None."""
+        return None
 
     def on_step(self, step: int) -> None:
         """Run when a step, counted from 1, has been handed to the device."""
@@ -85,6 +100,17 @@ class EarlyStopping(Callback):
         """Forget an earlier run."""
         self._best, self._waited = None, 0
 
+    def on_resume(self, step: int, history: Sequence[Mapping[str, Any]], state: Any) -> None:
+        """Go on waiting; stop at once where the patience had come to its end."""
+        if state is not None:
+            self._best, self._waited = state
+        if self._waited >= self._patience:
+            raise StopTraining
+
+    def state(self) -> Any:
+        """Return the best number so far, and for how many evaluations it has been the best."""
+        return [self._best, self._waited]
+
     def on_eval(self, step: int, name: str, row: dict[str, Any]) -> None:
         """Stop the run after `patience` evaluations without anything better."""
         value = self._metric.of(name, row)
@@ -119,6 +145,10 @@ class ProgressBar(Callback):
             from tqdm import tqdm  # costs 40 ms, and only a terminal needs it
 
             self._bar = tqdm(total=max_steps, desc=self._label, file=self._file, unit="step")
+
+    def on_resume(self, step: int, history: Sequence[Mapping[str, Any]], state: Any) -> None:
+        """Move the bar to where the run goes on."""
+        self.on_step(step)
 
     def on_step(self, step: int) -> None:
         """Move the bar."""
@@ -168,6 +198,11 @@ class CSVLog(Callback):
         """Start the file."""
         self._columns, self._rows = ["step", "set"], []
         self._rewrite()
+
+    def on_resume(self, step: int, history: Sequence[Mapping[str, Any]], state: Any) -> None:
+        """Write the rows of the run so far."""
+        for row in history:
+            self._append(dict(row))
 
     def on_log(self, step: int, row: dict[str, Any]) -> None:
         """Append the window's row."""

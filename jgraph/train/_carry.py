@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int
 from jgraph.train._objective import Measured
 from jgraph.train._state import Leaves
 
+WINDOW = "window"
+"""What the paths of the sums since the last log begin with."""
+
 
 class Health(NamedTuple):
     """The number of the step, and the first step, 0 for none, that wasn't finite, with its loss."""
@@ -54,6 +57,7 @@ class Flat:
 
     def __init__(self, names: State) -> None:
         self._state_names = jax.tree.leaves(names)
+        self.model_names = (*names.params, *names.rest)
         self._names: tuple[str, ...] = ()
         self._structure: Any = None
         self._keys: tuple[Any, ...] = ()
@@ -62,17 +66,13 @@ class Flat:
         """Return the arrays by path."""
         sums = [
             f"{part}{jax.tree_util.keystr(path)}"
-            for part, tree in (("window", carry.window), ("health", carry.health))
+            for part, tree in ((WINDOW, carry.window), ("health", carry.health))
             for path, _ in jax.tree.leaves_with_path(tree)
         ]
         leaves, self._structure = jax.tree.flatten(carry)
         self._names = (*self._state_names, *sums)
         self._keys = tuple(map(_key_impl, leaves))
-        numbers = [
-            x if impl is None else jax.random.key_data(x)
-            for x, impl in zip(leaves, self._keys, strict=True)
-        ]
-        return dict(zip(self._names, numbers, strict=True))
+        return dict(zip(self._names, map(as_numbers, leaves), strict=True))
 
     def unpack(self, arrays: dict[str, Any]) -> Carry:
         """Undo `pack`."""
@@ -81,6 +81,17 @@ class Flat:
             for name, impl in zip(self._names, self._keys, strict=True)
         ]
         return jax.tree.unflatten(self._structure, leaves)
+
+
+def as_numbers(x: Any) -> Any:
+    """Return random keys as plain numbers, another array as it is."""
+    return x if _key_impl(x) is None else jax.random.key_data(x)
+
+
+def as_leaf(numbers: Any, old: Any) -> Any:
+    """Undo `as_numbers` for what is to take an old leaf's place."""
+    impl = _key_impl(old)
+    return numbers if impl is None else jax.random.wrap_key_data(numbers, impl=impl)
 
 
 def _key_impl(x: Any) -> Any:

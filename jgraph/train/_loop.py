@@ -12,12 +12,15 @@ from jax.typing import DTypeLike
 from jgraph._errors import InputError
 from jgraph.debug import debuggable
 from jgraph.distribute import Prefetch, Strategy
-from jgraph.train._batches import cycle, put_work, stacked
+from jgraph.train._batches import put_work, stacked
 from jgraph.train._callbacks import Callback
+from jgraph.train._checkpoint import Checkpoint
+from jgraph.train._make_step import make_step
 from jgraph.train._objective import LossFn
 from jgraph.train._run import Run
+from jgraph.train._saver import Saver
 from jgraph.train._specs import EvalSpec, Metric, TrainResult, TrainSpec
-from jgraph.train._step import check_model_and_optimizer, make_step
+from jgraph.train._step import check_model_and_optimizer
 
 
 @debuggable
@@ -35,6 +38,7 @@ def train_and_evaluate(
     best: tuple[str, Literal["min", "max"]] | None = None,
     compute_dtype: DTypeLike | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
     """Train a model in place, and evaluate it on the way.
 
@@ -68,6 +72,11 @@ def train_and_evaluate(
             `jax.numpy.bfloat16`; the state keeps its types.
         callbacks: see `Callback` for what is called when; one may stop the run, as
             `EarlyStopping` does.
+        checkpoint: where to save, and what to go on from: a run that was killed, started again
+            with the same arguments, goes on from its newest checkpoint and ends as if it hadn't
+            been, bit for bit. So its data must give the same batches again: each time it is
+            iterated, or by `epoch(n)`. Ctrl-C and SIGTERM save first. A run that had come to its
+            end returns at once.
 
     Returns:
         The history of the run.
@@ -75,6 +84,10 @@ def train_and_evaluate(
     Raises:
         NonFiniteError: (an InputError and FloatingPointError) a loss or update wasn't finite.
         InputError: no trainable Param, empty data, or `loss_fn` returns something else.
+        CheckpointError: (an InputError) a checkpoint isn't this run's, or none is as it was
+            written, or one couldn't be written.
+        SystemExit: after SIGTERM with a `checkpoint`: the code is 143, or 42 where several
+            processes run.
 
     Source:
         `tf.estimator.train_and_evaluate`.
@@ -92,7 +105,8 @@ def train_and_evaluate(
         [[5.]] 100
     """
     evals = dict(evals or {})
-    check_arguments(model, optimizer, train, evals, best)
+    metric = _best_metric(best, checkpoint)
+    check_arguments(model, optimizer, train, evals, metric)
     step = make_step(
         model,
         loss_fn,
@@ -104,15 +118,20 @@ def train_and_evaluate(
         average=average,
         compute_dtype=compute_dtype,
     )
-    run = Run(model, loss_fn, step, train, evals, strategy, best and Metric(*best), callbacks)
-    batches = stacked(cycle(train.data, train.max_steps), train.steps_per_call)
+    run = Run(model, loss_fn, step, train, evals, strategy, metric, callbacks)
+    saver = Saver(checkpoint, run, step, train, callbacks)
     try:
-        for callback in callbacks:
-            callback.on_start(train.max_steps)
-        with Prefetch(batches, lambda work: put_work(work, strategy)) as calls:
-            for work in calls:
-                if run.advance(work):
-                    break
+        with saver:
+            batches = stacked(iter(saver.resume()), train.steps_per_call)
+            for callback in callbacks:
+                callback.on_start(train.max_steps)
+            saver.tell_callbacks()
+            with Prefetch(batches, lambda work: put_work(work, strategy)) as calls:
+                while not run.is_over:
+                    run.advance(next(calls))
+                    if not run.is_over:
+                        saver.after_call()
+            saver.finish()
         run.finish()
     except BaseException as error:
         run.rescue(error)
@@ -123,12 +142,26 @@ def train_and_evaluate(
     return run.result
 
 
+def _best_metric(
+    best: tuple[str, Literal["min", "max"]] | None, checkpoint: Checkpoint | None
+) -> Metric | None:
+    """Return what is best, by the argument or by the checkpoint's."""
+    metric = best and Metric(*best)
+    other = None if checkpoint is None else checkpoint.best
+    if metric and other and metric != other:
+        raise InputError(
+            f"best must be one number, it is {metric.name!r} ({metric.mode}) for "
+            f"train_and_evaluate and {other.name!r} ({other.mode}) for its checkpoint"
+        )
+    return metric or other
+
+
 def check_arguments(
     model: Any,
     optimizer: Any,
     train: TrainSpec,
     evals: Mapping[str, EvalSpec],
-    best: tuple[str, str] | None = None,
+    best: Metric | None = None,
 ) -> None:
     """Raise for what a type checker would have complained about, or no run could end well with.
 
@@ -140,8 +173,8 @@ def check_arguments(
         raise InputError("evals must not be named 'train', the history's name for training rows")
     for name, spec in evals.items():
         train.check_calls(f"every_steps of {name!r}", spec.every_steps)
-    if best is not None and best[0].partition("/")[0] not in evals:
+    if best is not None and best.name.partition("/")[0] not in evals:
         raise InputError(
             f"best must name a number of an evaluation, {', '.join(evals) or 'and there is none'}; "
-            f"got {best[0]!r}"
+            f"got {best.name!r}"
         )

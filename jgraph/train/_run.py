@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jgraph.train._carry import Health
 from jgraph.train._evaluate import evaluate_leaves
 from jgraph.train._objective import LossFn, Measured, measure_loss
 from jgraph.train._specs import EvalSpec, Metric, TrainResult, TrainSpec
+from jgraph.train._state import Leaves
 from jgraph.train._step import Step
 
 # Calls handed to the device before the oldest must have ended: enough to keep it busy, few enough
@@ -73,7 +74,9 @@ class Run:
     ) -> None:
         self._model, self._loss_fn, self._step = model, loss_fn, step
         self._train, self._evals, self._strategy = train, evals, strategy
-        self._best, self._best_value = best, None
+        self._best = best
+        self._best_value: float | None = None
+        self._best_leaves: tuple[Leaves, Leaves] | None = None
         self._callbacks = callbacks
         self._in_flight: deque[_Call] = deque()
         self._pending: tuple[int, Measured] | None = None
@@ -81,6 +84,58 @@ class Run:
         self._states: dict[str, Any] = {}
         self._steps = 0
         self._stopped = False
+
+    @property
+    def steps(self) -> int:
+        """The steps handed to the devices so far."""
+        return self._steps
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return self._history
+
+    @property
+    def best_value(self) -> float | None:
+        """The best evaluation's number so far."""
+        return self._best_value
+
+    def best_arrays(self, prefix: str) -> dict[str, Any]:
+        """Return the state of the best evaluation so far by path, under a prefix."""
+        if self._best_leaves is None:
+            return {}
+        named = self._step.named_model(*self._best_leaves)
+        return {f"{prefix}.{name}": array for name, array in named.items()}
+
+    def resume(
+        self,
+        steps: int,
+        history: list[dict[str, Any]],
+        best_value: float | None,
+        best: Mapping[str, Any],
+    ) -> None:
+        """Go on after so many steps; `best` is what `best_arrays` returned then."""
+        self._steps, self._history = steps, history
+        if best and self._best is not None:
+            arrays = {name.partition(".")[2]: array for name, array in best.items()}
+            self._best_value = best_value
+            self._best_leaves = self._step.model_from(arrays)
+            self._states["best"] = self._step.binding.state(*self._best_leaves)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no step to take."""
+        return self._stopped or self._steps >= self._train.max_steps
+
+    def ask(self, hook: Callable[..., None], *args: Any) -> None:
+        """Call a callback, which may stop the run."""
+        with self._may_stop():
+            hook(*args)
+
+    def catch_up(self) -> None:
+        """Wait until all steps so far are known to be good, and their closed windows told."""
+        self._flush()
+        self._settle_until(self._steps)
 
     @property
     def result(self) -> TrainResult:
@@ -114,7 +169,7 @@ class Run:
         """Give the model the latest state and end the run."""
         if self._pending is not None:  # stopped between two windows
             self._flush()
-        self._states["last"] = self._state(averaged=False)
+        self._states["last"] = self._step.binding.state(*self._copies(averaged=False))
         self.write_back()
         for callback in self._callbacks:
             callback.on_end(self.result)
@@ -207,9 +262,9 @@ class Run:
             return
         if self._best.is_better(value, than=self._best_value):
             self._best_value = value
-            self._states["best"] = self._state(averaged=True)
+            self._best_leaves = self._copies(averaged=True)
+            self._states["best"] = self._step.binding.state(*self._best_leaves)
 
-    def _state(self, *, averaged: bool) -> Any:
-        """Return a copy of the model's state, which later steps don't overwrite."""
-        leaves = self._step.model_leaves(averaged=averaged)
-        return self._step.binding.state(*jax.tree.map(jnp.copy, leaves))
+    def _copies(self, *, averaged: bool) -> tuple[Leaves, Leaves]:
+        """Return a copy of the model's leaves, which later steps don't overwrite."""
+        return jax.tree.map(jnp.copy, self._step.model_leaves(averaged=averaged))

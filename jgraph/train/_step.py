@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
@@ -19,8 +19,10 @@ from jgraph._replicas import replica_key
 from jgraph.debug import describe_bad, explained, locate
 from jgraph.distribute import Strategy, own
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
-from jgraph.train._carry import Carry, Flat, Health, State
+from jgraph.train._carry import WINDOW, Carry, Flat, Health, State, as_leaf, as_numbers
 from jgraph.train._gradients import gradients
+from jgraph.train._guard import all_finite, as_before, finite_part, keep, zeros
+from jgraph.train._match import array_type, check_arrays, part_of
 from jgraph.train._objective import LossFn, Measured, measure_loss
 from jgraph.train._state import Leaves, bind, check_trainable
 
@@ -62,6 +64,7 @@ class Step:
         check_trainable(model, self.binding, params)
         self._first = params, rest
         self._carry: nnx.Variable[dict[str, Any]] | None = None
+        self._restored: dict[str, Any] = {}
         self._prepare()
 
         def train_step(carry: nnx.Variable[Any], batch: Any) -> tuple[Any, dict[str, Array]]:
@@ -131,11 +134,33 @@ class Step:
     @property
     def model(self) -> nnx.Module:
         """The model that the step was made of, given a copy of the state as it is now."""
-        if self._carry is not None:
+        if self.started:
             params, rest = self.model_leaves()
             copies = jax.tree.map(jnp.copy, (params, rest))
             self.binding.write_back(self._model, *copies)
         return self._model
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the state by path, as a checkpoint holds it; random keys are plain numbers.
+
+        Without the sums since the last log. The next step overwrites the arrays.
+        """
+        if self._carry is None:
+            return self._with_restored(self._flat.pack(self._first_carry(Measured({}, {}))))
+        arrays = self._carry.get_raw_value()
+        return {name: x for name, x in arrays.items() if part_of(name) != WINDOW}
+
+    def restore(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from a state that `arrays` returned, in this process or another; it is copied.
+
+        Args:
+            arrays: by path; the state keeps what isn't in it.
+        """
+        if self._carry is None:
+            self._restored |= arrays
+            return
+        placed = (self._strategy.put if self._strategy else _own_tree)(dict(arrays))
+        self._carry.set_raw_value({**self._carry.get_raw_value(), **placed})
 
     # What the loop needs.
 
@@ -148,13 +173,29 @@ class Step:
 
     @property
     def started(self) -> bool:
-        """Whether there is a carry."""
-        return self._carry is not None
+        """Whether there is another state than the model was passed in with."""
+        return self._carry is not None or bool(self._restored)
 
     def model_leaves(self, *, averaged: bool = False) -> tuple[Leaves, Leaves]:
         """Return the leaves of the trainable Params and of the other Variables, as they are."""
         state = self._unpacked().state
         return state.average if averaged and state.average else state.params, state.rest
+
+    def window_arrays(self) -> dict[str, Array]:
+        """Return the sums since the last log by path, as `restore` takes them too."""
+        arrays = {} if self._carry is None else self._carry.get_raw_value()
+        return {name: x for name, x in arrays.items() if part_of(name) == WINDOW}
+
+    def named_model(self, params: Leaves, rest: Leaves) -> dict[str, Array]:
+        """Return the model's leaves by path; random keys are plain numbers."""
+        return dict(zip(self._flat.model_names, map(as_numbers, (*params, *rest)), strict=True))
+
+    def model_from(self, arrays: Mapping[str, Any]) -> tuple[Leaves, Leaves]:
+        """Undo `named_model`."""
+        params, rest = self._first
+        olds = zip(self._flat.model_names, (*params, *rest), strict=True)
+        leaves = tuple(as_leaf(jnp.asarray(arrays[name]), old) for name, old in olds)
+        return leaves[: len(params)], leaves[len(params) :]
 
     def take_window(self) -> Measured:
         """Return the window's sums, and begin another window."""
@@ -211,30 +252,47 @@ class Step:
     def _started(self, batch: Any, *, stacked: bool = False) -> nnx.Variable[dict[str, Any]]:
         """Return the carry; the first time it is made, and `batch` tells which sums there are."""
         if self._carry is None:
-            arrays = self._flat.pack(self._start(batch, stacked=stacked))
+            arrays = self._with_restored(self._flat.pack(self._start(batch, stacked=stacked)))
             # Copies, since the steps donate them: the caller's arrays stay.
-            put = functools.partial(jax.tree.map, own)
-            self._carry = nnx.Variable((self._strategy.put if self._strategy else put)(arrays))
+            put = self._strategy.put if self._strategy else _own_tree
+            self._carry = nnx.Variable(put(arrays))
+            self._restored = {}
         return self._carry
 
+    def _with_restored(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Return the first arrays with those that were restored in their places."""
+        if not jit_is_off():  # where the window has no names yet
+            windows = [
+                {name: x for name, x in named.items() if part_of(name) == WINDOW}
+                for named in (self._restored, arrays)
+            ]
+            if all(windows):
+                saved = {name: array_type(x) for name, x in windows[0].items()}
+                check_arrays(saved, windows[1], source="the window of the log that it was saved in")
+        return arrays | {n: jnp.asarray(x) for n, x in self._restored.items() if n in arrays}
+
     def _start(self, batch: Any, *, stacked: bool) -> Carry:
-        params, rest = (tuple(map(own, leaves)) for leaves in self._first)
-        opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
-        average = params if self._average is not None else ()
+        params, rest = self._first
         if jit_is_off():
             # Nothing compiles, so the window may grow names; and user code is never traced.
             window = Measured({}, {})
         else:
             one = jax.tree.map(lambda x: x[0], batch) if stacked else batch
             forward = functools.partial(self._forward, params, rest)
-            window = _zeros(jax.eval_shape(lambda x: forward(x)[0].as_part(1), one))
+            window = zeros(jax.eval_shape(lambda x: forward(x)[0].as_part(1), one))
+        return self._first_carry(window)
+
+    def _first_carry(self, window: Measured) -> Carry:
+        params, rest = (tuple(map(own, leaves)) for leaves in self._first)
+        opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
+        average = params if self._average is not None else ()
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
         return Carry(State(params, rest, opt_leaves, average), window, health)
 
     def _good_carry(self, arrays: dict[str, Any]) -> Carry:
         """Return the carry as before the first bad step, but for the optimizer's bad numbers."""
         carry = self._flat.unpack(arrays)
-        optimizer = jax.tree.map(_finite_part, carry.state.optimizer)
+        optimizer = jax.tree.map(finite_part, carry.state.optimizer)
         good = Health(carry.health.step, jnp.int32(0), jnp.float32(0))
         return carry._replace(state=carry.state._replace(optimizer=optimizer), health=good)
 
@@ -243,7 +301,9 @@ class Step:
         return self._carry
 
     def _unpacked(self) -> Carry:
-        return self._flat.unpack(self._variable().get_raw_value())
+        if self._carry is None:
+            return self._flat.unpack(self.arrays())
+        return self._flat.unpack(self._carry.get_raw_value())
 
     # The step itself.
 
@@ -267,16 +327,16 @@ class Step:
         new = State(new_params, new_rest, opt_leaves, average)
 
         number = carry.health.step + 1
-        finite = _all_finite((loss, updates))
+        finite = all_finite((loss, updates))
         good = finite & (carry.health.bad_step == 0)
         first_bad = ~finite & (carry.health.bad_step == 0)
-        keep = functools.partial(_keep, good)
+        kept = functools.partial(keep, good)
         # Not the optimizer's: nothing reads it after a bad step, and XLA computes it in place
         # only where nothing waits for the verdict (on a CPU that is half of a small step).
-        state = jax.tree.map(keep, new, old)._replace(
-            optimizer=jax.tree.map(_as_before, new.optimizer, old.optimizer)
+        state = jax.tree.map(kept, new, old)._replace(
+            optimizer=jax.tree.map(as_before, new.optimizer, old.optimizer)
         )
-        window = carry.window.add(jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), measured))
+        window = carry.window.add(jax.tree.map(lambda x: kept(x, jnp.zeros_like(x)), measured))
         health = Health(
             number,
             jnp.where(first_bad, number, carry.health.bad_step),
@@ -301,63 +361,8 @@ class Step:
         return tuple(decay * a + (1 - decay) * p for a, p in zip(old, params, strict=True))
 
 
-def make_step(
-    model: nnx.Module,
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    strategy: Strategy | None = None,
-    trainable: nnx.filterlib.Filter = nnx.Param,
-    freeze: str | Sequence[str] = (),
-    accumulate: int = 1,
-    average: float | None = None,
-    compute_dtype: DTypeLike | None = None,
-) -> Step:
-    """Make the training step that `train_and_evaluate` runs, for a loop of your own.
-
-    Args:
-        model: an NNX module, used in the mode it is in.
-        loss_fn: as for `train_and_evaluate`.
-        optimizer: an optax transformation.
-        strategy: where it runs, from `jgraph.distribute`; None for where the model is.
-        trainable: NNX filter of the Params that get gradients.
-        freeze: globs of dotted paths; what they match gets no gradient and runs in evaluation
-            mode, so that BatchNorm statistics rest too.
-        accumulate: microbatches per step; their gradients add up to the batch's.
-        average: decay of a moving average of the trained Params, such as 0.999; None keeps none.
-        compute_dtype: what modules without a `dtype` of their own compute in, such as
-            `jax.numpy.bfloat16`; the state stays as it is. Flax's BatchNorm mixes both types, so
-            that it needs JAX's standard promotion.
-
-    Returns:
-        The step: `step(batch)` trains, `step.model` is the model with the state it has by then.
-
-    Raises:
-        InputError: nothing is trainable, a glob matches nothing, or an option is out of range.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-        >>> batch = {"x": jnp.array([[0.0], [1.0]]), "y": jnp.array([[1.0], [3.0]])}
-        >>> def squared_error(model, batch):
-        ...     return ((model(batch["x"]) - batch["y"]) ** 2)[:, 0]
-        >>> step = make_step(model, squared_error, optax.sgd(0.5))
-        >>> for _ in range(100):
-        ...     numbers = step(batch)
-        >>> print(step.model(jnp.array([[2.0]])).round(2), len(step.function.graphs))
-        [[5.]] 1
-    """
-    return Step(
-        model,
-        loss_fn,
-        optimizer,
-        strategy=strategy,
-        trainable=trainable,
-        freeze=freeze,
-        accumulate=accumulate,
-        average=average,
-        compute_dtype=compute_dtype,
-    )
+def _own_tree(tree: Any) -> Any:
+    return jax.tree.map(own, tree)
 
 
 def check_model_and_optimizer(model: Any, optimizer: Any) -> None:
@@ -369,28 +374,3 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> None:
             f"optimizer must be an optax transformation such as optax.adam(1e-3), got "
             f"{type(optimizer).__name__}"
         )
-
-
-def _zeros(shapes: Measured) -> Measured:
-    """Return empty sums under the same names."""
-    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), x.dtype), shapes)
-
-
-def _keep(good: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """Return new where the step was good; what the step left alone isn't copied."""
-    return old if new is old else jnp.where(good, _as_before(new, old), old)
-
-
-def _as_before(new: Any, old: Any) -> Array:
-    """Return new in old's type: another one would compile a second program."""
-    return jnp.asarray(new).astype(jnp.asarray(old).dtype)
-
-
-def _finite_part(x: Any) -> Any:
-    is_float = jnp.issubdtype(x.dtype, jnp.inexact)
-    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) if is_float else x
-
-
-def _all_finite(tree: Any) -> Bool[Array, ""]:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()

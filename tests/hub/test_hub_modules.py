@@ -333,12 +333,12 @@ def change(folder, target, edit):
     """Write a copy of a module with another manifest, as somebody who means harm would."""
     import shutil
 
-    from jgraph.hub import _format
+    from jgraph._digests import value_digest
 
     shutil.copytree(folder, target)
     manifest = json.loads((target / "module.json").read_text())
     edit(manifest)
-    manifest["sha256"] = _format._manifest_digest(manifest)
+    manifest["sha256"] = value_digest(manifest)
     (target / "module.json").write_text(json.dumps(manifest))
     return target
 

@@ -1,0 +1,43 @@
+"""`python -m jgraph._cli._rank SCRIPT …`: one process of `jgraph launch`.
+
+A script that fails, or exits with another code than 0, leaves at once: JAX would keep its process
+for the others to come to the end, and they wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+
+def run_script(script: str, arguments: list[str]) -> None:
+    """Run a script as `python SCRIPT …` does."""
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).resolve().parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+        code = 0 if end.code is None else end.code if isinstance(end.code, int) else 1
+        if code:
+            _leave(code)
+    except BaseException as error:  # noqa: BLE001  it is shown, and ends the process
+        frame = error.__traceback__
+        while frame is not None and frame.tb_frame.f_code.co_filename != script:
+            frame = frame.tb_next  # what is below runs the script
+        traceback.print_exception(type(error), error, frame or error.__traceback__)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    run_script(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,79 @@
+"""What `initialize` and `jgraph launch` refuse, and how the launcher shows its processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import jgraph as jg
+from jgraph._cli import main
+from jgraph._errors import InputError
+
+
+def test_half_of_the_variables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JGRAPH_COORDINATOR", "127.0.0.1:1234")
+    monkeypatch.setenv("JGRAPH_NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match=r"go together.*missing: JGRAPH_PROCESS_ID"):
+        jg.distribute.initialize()
+    monkeypatch.setenv("JGRAPH_PROCESS_ID", "two")
+    with pytest.raises(InputError, match="JGRAPH_PROCESS_ID must be a whole number, got 'two'"):
+        jg.distribute.initialize()
+    monkeypatch.setenv("JGRAPH_PROCESS_ID", "2")
+    with pytest.raises(InputError, match="process_id must be from 0 to 1, got 2"):
+        jg.distribute.initialize()
+    with pytest.raises(InputError, match="heartbeat_secs must be at least 1, got 0"):
+        jg.distribute.initialize(heartbeat_secs=0)
+
+
+@pytest.fixture(autouse=True)
+def _found_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(jg.__file__).parents[1]))
+
+
+def run(tmp_path: Path, source: str, processes: int = 2) -> int:
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    return main(["launch", "--processes", str(processes), str(script), "--word", "x"])
+
+
+def test_the_launcher_numbers_lines_and_passes_arguments(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        "import os, sys\n"
+        "print(os.environ['JGRAPH_PROCESS_ID'], os.environ['JGRAPH_NUM_PROCESSES'], sys.argv[1:])\n"
+    )
+    assert run(tmp_path, source) == 0
+    lines = sorted(capfd.readouterr().out.splitlines())
+    assert lines == ["[0] 0 2 ['--word', 'x']", "[1] 1 2 ['--word', 'x']"]
+
+
+def test_the_traceback_of_the_first_that_failed_comes_last(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        "import os, time\n"
+        "if os.environ['JGRAPH_PROCESS_ID'] == '1':\n"
+        "    raise ValueError('of one')\n"
+        "time.sleep(60)\n"
+    )
+    assert run(tmp_path, source) == 1
+    error = capfd.readouterr().err
+    last = error[error.index("jgraph: process 1 failed with exit code 1; its last words:") :]
+    assert last.rstrip().endswith("ValueError: of one")
+    assert "runpy" not in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processes", "0", __file__], "processes must be at least 1, got 0"),
+        (["--processes", "2", "nothing.py"], "there is no script nothing.py"),
+    ],
+)
+def test_what_cannot_be_launched(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", *arguments]) == 2
+    assert words in capsys.readouterr().err
