@@ -163,9 +163,13 @@ def test_trouble_is_a_note(pets, workplace):
     assert said[0].startswith("Note: features aren't kept for the next run: file/cache/features")
 
 
-def test_the_network_runs_to_be_debugged(paint, embedded):
-    few = paint(Path("few"), {"dots": 2, "plain": 1})
-    get(few)
-    with jg.debug_mode():
-        get(few)
-    assert embedded == [3, 3]
+def test_the_network_runs_to_be_debugged(pets, monkeypatch):
+    get(pets)
+
+    def stepped_through(self, pictures, on_rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_inference.Forward, "__call__", stepped_through)
+    get(pets)
+    with jg.debug_mode(), pytest.raises(KeyboardInterrupt):
+        get(pets)
