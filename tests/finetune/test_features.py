@@ -152,7 +152,7 @@ def test_it_can_be_elsewhere_or_off(pets, embedded, workplace):
 
 
 def test_the_command_can_go_without(pets, workplace):
-    assert main(["finetune", "pets", "--no-cache", "--out", "run"]) == 0
+    assert main(["finetune", "pets", "--cache", "off", "--out", "run"]) == 0
     assert json.loads(Path("run/config.json").read_text())["cache"] is False
     assert not (workplace / "cache" / "features").exists()
 
