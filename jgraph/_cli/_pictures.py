@@ -166,7 +166,7 @@ def _finetune(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         out=args.out,
         on_bad_picture=args.on_bad_picture,
-        cache={"on": True, "off": False}.get(args.cache, args.cache),
+        cache=args.cache == "on" if args.cache in ("on", "off") else args.cache,
     )
     return 0
 
