@@ -152,7 +152,7 @@ def test_it_can_be_elsewhere_or_off(pets, embedded, workplace):
 
 
 def test_the_command_can_go_without(pets, workplace):
-    assert main(["finetune", "pets", "--no-cache", "--out", "run"]) == 0
+    assert main(["finetune", "pets", "--cache", "off", "--out", "run"]) == 0
     assert json.loads(Path("run/config.json").read_text())["cache"] is False
     assert not (workplace / "cache" / "features").exists()
 
@@ -163,9 +163,13 @@ def test_trouble_is_a_note(pets, workplace):
     assert said[0].startswith("Note: features aren't kept for the next run: file/cache/features")
 
 
-def test_the_network_runs_to_be_debugged(paint, embedded):
-    few = paint(Path("few"), {"dots": 2, "plain": 1})
-    get(few)
-    with jg.debug_mode():
-        get(few)
-    assert embedded == [3, 3]
+def test_the_network_runs_to_be_debugged(pets, monkeypatch):
+    get(pets)
+
+    def stepped_through(self, pictures, on_rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_inference.Forward, "__call__", stepped_through)
+    get(pets)
+    with jg.debug_mode(), pytest.raises(KeyboardInterrupt):
+        get(pets)
