@@ -194,6 +194,8 @@ def _told_on(ranks: list[_Rank]) -> Iterator[None]:
             # JAX has all of them stop after the same step.
             rank.send(signal.SIGKILL if came else signal.SIGTERM)
         came.append(number)
+        # Not print, which may be at work already.
+        os.write(2, b"\njgraph: told to save and end; once more ends at once\n")
 
     before = {n: signal.signal(n, tell) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -133,9 +133,14 @@ class Saver:
             SystemExit: the run was asked to end by SIGTERM.
         """
         step = self._run.steps
-        if self._checkpoint is None or step % self._train.steps_per_call:
+        if step % self._train.steps_per_call:
             return
-        if self._stop.came(step):
+        stops = self._stop.came(step)
+        if self._checkpoint is None:
+            if stops:
+                self._stop.end(f"step {step} was the last, and nothing saves it")
+            return
+        if stops:
             self._save(self._checkpoint)
             self._checkpoint.wait()
             self._stop.end(
