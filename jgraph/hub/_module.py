@@ -13,10 +13,16 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jgraph._errors import GraphFormatError, InputError, ModuleFormatError, SignatureError
+from jgraph._errors import (
+    GraphFormatError,
+    InputError,
+    ModuleFormatError,
+    PictureError,
+    SignatureError,
+)
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean
-from jgraph.graph import Graph
+from jgraph.graph import Graph, function
 from jgraph.hub._layer import Layer, LayerT, make_layer, make_stream
 from jgraph.hub._manifest import check_manifest
 from jgraph.hub._weights import KINDS, state_paths
@@ -305,7 +311,7 @@ class Module:
 
     def _run(self, signature: str, *inputs: Any) -> Any:
         if signature not in self._compiled:
-            self._compiled[signature] = jax.jit(self.apply(signature))
+            self._compiled[signature] = function(self.apply(signature))
         return self._compiled[signature](self.params, self.state, *inputs)
 
     def _of_pictures(self, pictures: Any, signature: str, batch_size: int) -> Any:
@@ -314,10 +320,12 @@ class Module:
         assert self.preprocessing is not None
         sources = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         batches = Pictures(
-            sources, None, self.preprocessing, min(batch_size, len(sources)), on_bad_picture="stop"
+            sources, None, self.preprocessing, min(batch_size, len(sources)), on_bad_picture="skip"
         )
         parts = []
         for batch in batches:
+            if batches.bad:
+                raise PictureError("; ".join(batches.bad.values()))
             real = int((batch["weight"] > 0).sum())
             outputs = self._run(signature, batch["picture"])
             parts.append(jax.tree.map(lambda x, real=real: x[:real], outputs))

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
 import jgraph as jg
 from jgraph.hub import Frozen
@@ -507,3 +508,9 @@ def test_a_network_is_published_as_it_is(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert module.signatures == ("default", "features")
     np.testing.assert_allclose(module(pictures), model(pictures), atol=1e-6)
+    # Files go through its preprocessing, and what is no picture is named.
+    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    assert module([tmp_path / "a.png"], signature="features").shape == (1, model.feature_size)
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(jg.PictureError, match=r"b\.png[^;]*$"):
+        module([tmp_path / "a.png", tmp_path / "b.png"])
