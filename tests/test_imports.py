@@ -14,7 +14,17 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
-    {"_errors", "_version", "_suggest", "_cache", "_digests", "_eager", "_replicas", "_json"},
+    {
+        "_cache",
+        "_collection",
+        "_digests",
+        "_eager",
+        "_errors",
+        "_json",
+        "_replicas",
+        "_suggest",
+        "_version",
+    },
     {"_preprocessing", "debug", "_handles"},
     {"losses", "models", "data", "graph"},
     {"hub", "distribute"},

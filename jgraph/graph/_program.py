@@ -14,6 +14,7 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
 
+from jgraph._collection import no_collection
 from jgraph._errors import InputError
 from jgraph.graph._arguments import Labels, Layout
 from jgraph.graph._captured import Captured
@@ -258,7 +259,8 @@ class Program:
         run = body
         if self._strategy is not None:
             run = self._under(self._strategy, body, plans, len(jax.tree.leaves(list(leaves))))
-        return Traced(jax.make_jaxpr(run)(*flat), plans[0], structure)
+        with no_collection():
+            return Traced(jax.make_jaxpr(run)(*flat), plans[0], structure)
 
     def _under(self, strategy: Strategy, body: Body, plans: list[Plan], num_state: int) -> Body:
         """Return the body as its strategy runs it."""

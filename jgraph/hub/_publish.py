@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jgraph._collection import no_collection
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
 from jgraph._suggest import did_you_mean
@@ -103,7 +102,7 @@ def publish(
         raise InputError(
             f"model must be an nnx.Module or a module of the hub, got {type(model).__name__}"
         )
-    with _no_collection():
+    with no_collection():
         described = describe(
             model, signatures=signatures, inputs=inputs, preprocessing=preprocessing, train=train
         )
@@ -123,7 +122,7 @@ def publish(
     }
 
     def write_files(unfinished: Path) -> None:
-        with _no_collection():
+        with no_collection():
             described.write_programs(unfinished)
         text = written_card(Path(folder).name, manifest, weights) if card is None else card
         (unfinished / CARD).write_text(text, "utf-8")
@@ -171,18 +170,6 @@ def describe(
         "stages": _stages(model),
     }
     return Described(manifest, programs)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Put off the collection of cycles: looking for them takes a fifth of the time of tracing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _publish_again(

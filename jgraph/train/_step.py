@@ -283,11 +283,14 @@ class Step:
         return self._first_carry(window)
 
     def _first_carry(self, window: Measured) -> Carry:
-        params, rest = (tuple(map(own, leaves)) for leaves in self._first)
-        opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
-        average = params if self._average is not None else ()
+        @jax.jit  # one program: an optimizer's zeros are one for each shape otherwise
+        def first_state(params: Leaves, rest: Leaves) -> State:
+            params, rest = (tuple(map(own, leaves)) for leaves in (params, rest))
+            opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
+            return State(params, rest, opt_leaves, params if self._average is not None else ())
+
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
-        return Carry(State(params, rest, opt_leaves, average), window, health)
+        return Carry(first_state(*self._first), window, health)
 
     def _good_carry(self, arrays: dict[str, Any]) -> Carry:
         """Return the carry as before the first bad step, but for the optimizer's bad numbers."""
