@@ -70,6 +70,7 @@ def types_of_products(step: Any, batch: Any) -> dict[str, set[str]]:
 
 
 @pytest.mark.usefixtures("_standard_promotion")
+@pytest.mark.slow
 def test_compute_dtype_is_that_of_products_and_not_of_the_state() -> None:
     model: Any
     model, (batch,) = Mixed(), batches()

@@ -114,6 +114,7 @@ def test_the_teacher_is_untouched() -> None:
             assert np.abs(array - untaught[name]).max() > 0.01  # the first run did teach it
 
 
+@pytest.mark.slow
 def test_the_generator_comes_nearer_to_the_real_points() -> None:
     names = on_one_device("A GAN").names
     before = names["network"](4, 2, nnx.Rngs(0))

@@ -35,7 +35,7 @@ def on_one_device(task: Any, train: Callable[..., Any]) -> Any:
     return train(task, OneDevice())
 
 
-@pytest.mark.parametrize("train", [by_the_loop, by_steps])
+@pytest.mark.parametrize("train", [pytest.param(by_the_loop, marks=pytest.mark.slow), by_steps])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "gpt"])
 def test_five_steps(name: str, train: Any, strategy: Strategy, tasks: Any, close: Any) -> None:
     losses, model = train(tasks[name], strategy)

@@ -68,6 +68,7 @@ def on_one_device(task: Any) -> Any:
     return run(task, OneDevice())
 
 
+@pytest.mark.slow
 def test_terms_weights_and_uneven_batches(
     strategy: Strategy, tasks: Any, close: Any, same_rows: Any
 ) -> None:

@@ -120,6 +120,7 @@ def test_given_sets_are_each_measured_and_the_test_set_leads(paint, capsys):
     assert run.evaluate("pets/valid").accuracy == val["accuracy"]
 
 
+@pytest.mark.slow
 def test_lopsided_classes_count_alike_and_it_is_said(paint, capsys):
     jg.finetune(paint(Path("pets"), {"dots": 11, "plain": 3}))
     notice = "the largest class has more than three times the smallest: both count alike"
