@@ -106,8 +106,8 @@ def test_arguments_default_to_the_processs_own(monkeypatch, capsys):
     [
         (
             ["fintune"],
-            "the command must be one of finetune, predict, evaluate, draw, inspect, hub, doctor, "
-            "got 'fintune'; did you mean finetune?",
+            "the command must be one of finetune, predict, evaluate, draw, inspect, hub, launch, "
+            "doctor, got 'fintune'; did you mean finetune?",
         ),
         (
             ["finetune", "--epoch", "3"],

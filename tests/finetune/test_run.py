@@ -15,9 +15,9 @@ from PIL import Image
 
 import jgraph as jg
 from jgraph import hub
+from jgraph._digests import value_digest
 from jgraph._errors import ModuleFormatError, ModuleIntegrityError, ModuleWeightsError
 from jgraph.data import decode_picture
-from jgraph.hub._format import _manifest_digest
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_module_that_is_no_run_says_what_it_lacks(change, message, copied):
     manifest = json.loads(path.read_text("utf-8"))
     change(manifest)
     # Signed, as a module that another program made: a changed one is refused for its digest.
-    manifest["sha256"] = _manifest_digest(manifest)
+    manifest["sha256"] = value_digest(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ModuleFormatError, match=re.escape(message)):
         jg.load_run("runs/pictures-001")
