@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,12 @@ class Ratio:
 
     ratios: tuple[float, ...]
     seconds: tuple[float, float]
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> Ratio:
+        """Return the ratios of times in pairs."""
+        ratios = tuple(a / b for a, b in zip(first, second, strict=True))
+        return cls(ratios, (statistics.median(first), statistics.median(second)))
 
     @property
     def median(self) -> float:
@@ -56,6 +62,7 @@ def paired(
     rounds: int,
     *,
     clock: Callable[[], float] = time.process_time,
+    timed: bool = False,
 ) -> Ratio:
     """Time two calls in turn, after one call of each that is not counted.
 
@@ -65,6 +72,7 @@ def paired(
         rounds: how many pairs, at least 1. Odd pairs run the second call first.
         clock: seconds; the CPU time of this process with all its threads. Use
             `time.perf_counter` where a program waits or where threads spin.
+        timed: whether the second call returns its own seconds, as a peer in its own process does.
 
     Returns:
         The ratios.
@@ -75,16 +83,18 @@ def paired(
         jax.block_until_ready(call())
         return clock() - start
 
+    def other() -> float:
+        return float(second()) if timed else once(second)
+
     once(first)
-    once(second)
+    other()
     pairs = []
     for i in range(rounds):
         if i % 2:
-            late = once(second)
+            late = other()
             pairs.append((once(first), late))
         else:
             early = once(first)
-            pairs.append((early, once(second)))
+            pairs.append((early, other()))
     a, b = zip(*pairs, strict=True)
-    ratios = tuple(x / y for x, y in pairs)
-    return Ratio(ratios, (statistics.median(a), statistics.median(b)))
+    return Ratio.of(a, b)

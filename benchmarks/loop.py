@@ -13,8 +13,11 @@ twice, since `train_and_evaluate` does more: a step that isn't finite changes no
 guarded" does that too, so it shows what the loop costs; "by hand" shows what the guard costs on
 top. Keras takes its turns within `fit`, between the callbacks of an epoch's begin and end.
 
-What must hold: 0.98 of the loop by hand at 2 ms a step; 1.4 times it, with its one step a call, at
-0.1 ms and steps_per_call=32; 2 times Keras.
+What must hold, with `--threads 1`: 0.98 of the loop by hand at 2 ms a step; 1.4 times it, with its
+one step a call, at 0.1 ms and steps_per_call=32; 2 times Keras. One thread, since the CPU stands
+for a device here, and a device doesn't compute with the core that Python runs on. Where XLA has all
+cores, each microsecond of Python on whatever thread delays a step by as much: it waits for its
+slowest part.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class Task:
     log_every: int = 50
 
 
-LARGE = Task(width=128, rows=768, steps=200)  # about 2 ms a step on two cores
+LARGE = Task(width=128, rows=768, steps=200)  # about 2 ms a step on one core
 SMALL = Task(width=64, rows=32, steps=2048, log_every=64)  # about 0.1 ms
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jgraph import losses as losses
     from jgraph import models as models
     from jgraph import train as train
+    from jgraph._cache import enable_compilation_cache as enable_compilation_cache
     from jgraph._errors import CheckpointError as CheckpointError
     from jgraph._errors import GraphFormatError as GraphFormatError
     from jgraph._errors import InputError as InputError
@@ -54,6 +55,7 @@ _ATTRIBUTES = {
     "Run": "jgraph._finetune",
     "TrainSpec": "jgraph.train",
     "debug_mode": "jgraph.debug",
+    "enable_compilation_cache": "jgraph._cache",
     "evaluate": "jgraph.train",
     "executing_eagerly": "jgraph.debug",
     "finetune": "jgraph._finetune",

@@ -19,11 +19,14 @@ def cache_folder() -> Path:
 def enable_compilation_cache() -> Path | None:
     """Keep compiled programs on disk, so that the next process needn't compile them again.
 
-    Does nothing where the user has set `jax_compilation_cache_dir` or
-    `JAX_COMPILATION_CACHE_DIR`. The `jgraph` command calls this; Python programs may.
+    It is JAX's persistent compilation cache, in compiled/ of jgraph's cache folder: call it before
+    anything is compiled. A folder that was chosen before, by the variable
+    `JAX_COMPILATION_CACHE_DIR` or by `jax.config`, stays. Only what took a second to compile is
+    kept, which `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` changes. The `jgraph` command and the
+    scripts call this; a library shouldn't.
 
     Returns:
-        The folder, or None where it can't be written.
+        The folder that is used, or None where it can't be written.
 
     Example:
         >>> folder = enable_compilation_cache()

@@ -10,12 +10,17 @@ import dataclasses
 from typing import Any, Literal, Protocol, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
 from jgraph.models._imagenet import imagenet_class_names
+
+Pictures = (
+    Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"] | UInt8[Array | np.ndarray, "b h w 3"]
+)
 
 # Uniform between plus and minus the inverse square root of the number of classes.
 _CLASSIFIER_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -136,46 +141,48 @@ class PictureNetwork(nnx.Module, abc.ABC):
         """The names of the classes, in order: ImageNet's with its weights, otherwise empty."""
         return imagenet_class_names() if self.knows_imagenet else ()
 
-    def feature_map(self, x_BHWC: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
+    def feature_map(self, x_BHWC: Pictures) -> Float[Array, "b h2 w2 d"]:
         """Return the last feature map, at about a 32nd of the height and width.
 
         Args:
-            x_BHWC: RGB pictures after `preprocessing.normalize`, float, of any height and width.
+            x_BHWC: RGB pictures of any height and width: uint8, or float after
+                `preprocessing.normalize`.
 
         Returns:
             Features per place, [B, H', W', D].
 
         Raises:
-            InputError: `x_BHWC` is not a batch of normalised RGB pictures.
+            InputError: `x_BHWC` is not a batch of RGB pictures.
         """
-        self._check_pictures(x_BHWC)
-        return self._feature_map(x_BHWC)
+        return self._feature_map(self._normalised(x_BHWC))
 
-    def features(self, x_BHWC: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    def features(self, x_BHWC: Pictures) -> Float[Array, "b d"]:
         """Return one feature vector per picture: the mean of `feature_map` over the places.
 
         Args:
-            x_BHWC: RGB pictures after `preprocessing.normalize`, float, of any height and width.
+            x_BHWC: RGB pictures of any height and width: uint8, or float after
+                `preprocessing.normalize`.
 
         Returns:
             Features, [B, D].
 
         Raises:
-            InputError: `x_BHWC` is not a batch of normalised RGB pictures.
+            InputError: `x_BHWC` is not a batch of RGB pictures.
         """
         return self.feature_map(x_BHWC).mean((1, 2))
 
-    def __call__(self, x_BHWC: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
+    def __call__(self, x_BHWC: Pictures) -> Float[Array, "b k"]:
         """Return the logits of the classes, or the features where `num_classes` is 0.
 
         Args:
-            x_BHWC: RGB pictures after `preprocessing.normalize`, float, of any height and width.
+            x_BHWC: RGB pictures of any height and width: uint8, or float after
+                `preprocessing.normalize`.
 
         Returns:
             Logits, [B, K].
 
         Raises:
-            InputError: `x_BHWC` is not a batch of normalised RGB pictures.
+            InputError: `x_BHWC` is not a batch of RGB pictures.
         """
         return self._classify(self.features(x_BHWC))
 
@@ -184,11 +191,13 @@ class PictureNetwork(nnx.Module, abc.ABC):
             return features_BD
         return self.classifier(self.dropout(features_BD))
 
-    def _check_pictures(self, x_BHWC: Array) -> None:
-        is_float = jnp.issubdtype(x_BHWC.dtype, jnp.floating)
-        if not is_float or x_BHWC.ndim != 4 or x_BHWC.shape[-1] != 3:
-            raise InputError(
-                f"{type(self).__name__} takes normalised float pictures of shape [B, H, W, 3], got "
-                f"{x_BHWC.dtype} of shape {list(x_BHWC.shape)}; uint8 pictures go through "
-                "model.preprocessing.normalize first"
-            )
+    def _normalised(self, x_BHWC: Array | np.ndarray) -> Array:
+        if x_BHWC.ndim == 4 and x_BHWC.shape[-1] == 3:
+            if x_BHWC.dtype == jnp.uint8:
+                return self.preprocessing.normalize(jnp.asarray(x_BHWC))
+            if jnp.issubdtype(x_BHWC.dtype, jnp.floating):
+                return jnp.asarray(x_BHWC)
+        raise InputError(
+            f"{type(self).__name__} takes pictures of shape [B, H, W, 3], uint8 or normalised "
+            f"floats, got {x_BHWC.dtype} of shape {list(x_BHWC.shape)}"
+        )

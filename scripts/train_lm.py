@@ -124,4 +124,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    jg.enable_compilation_cache()
     sys.exit(main())

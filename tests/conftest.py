@@ -120,7 +120,8 @@ def paint() -> Paint:
 def finished(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Path:
     """A folder with pictures/ and runs/pictures-001 of the real network. Look, don't touch."""
     place = tmp_path_factory.mktemp("finished")
-    with contextlib.chdir(place), compiled_once(compiled):
+    with contextlib.chdir(place), compiled_once(compiled), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JGRAPH_CACHE", str(tmp_path_factory.mktemp("cache")))
         paint_pictures(Path("pictures"), {"dots": 8, "plain": 8, "rows": 8})
         assert main(["finetune", "pictures", "--image-size", "32"]) == 0
     return place

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
+import jgraph as jg
 from jgraph._cache import cache_folder, enable_compilation_cache
 
 
@@ -62,3 +66,31 @@ def test_without_a_place_to_write_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert enable_compilation_cache() is None
     assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_the_next_process_finds_what_was_compiled_where_the_variable_says(tmp_path):
+    script = """if True:
+        import jax, jgraph as jg
+        import jax.numpy as jnp
+        print(jg.enable_compilation_cache())
+        hits = []
+        jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+        jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8)))
+        print("/jax/compilation_cache/cache_hits" in hits)
+    """
+    variables = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JGRAPH_CACHE": str(tmp_path / "jgraph"),
+        "PYTHONPATH": str(Path(jg.__file__).parents[1]),
+    }
+    for found in ("False", "True"):
+        shown = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout.split() == [str(tmp_path / "own"), found]
+    assert not (tmp_path / "jgraph").exists()

@@ -92,6 +92,17 @@ def test_import_jgraph_loads_nothing_heavy():
     assert shown.stdout.strip() == "[]"
 
 
+def test_importing_jgraph_takes_no_longer_than_importing_jax():
+    def seconds(name):
+        code = f"import time, {name}; print(time.process_time())"
+        command = [sys.executable, "-c", code]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(shown.stdout)
+
+    # It takes a tenth of it; the rest is room for a loaded machine.
+    assert min(seconds("jgraph") for _ in range(3)) <= min(seconds("jax") for _ in range(2)) + 0.15
+
+
 def test_graphs_load_their_files_only_when_asked():
     code = "import sys, jgraph.graph; print('safetensors' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

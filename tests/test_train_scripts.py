@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,16 @@ def losses_of(folder: Path) -> dict[tuple[str, str], float]:
     return {(row["set"], row["step"]): float(row["loss"]) for row in rows_of(folder)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of all scripts here."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JGRAPH_CACHE", str(folder))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
@@ -126,6 +137,11 @@ def test_a_language_model_is_logged_and_sampled(one_device_lm: tuple[Path, str])
     assert f"held out: {bits:.3f} bits per byte after 2 steps" in shown
     held_out = (SENTENCE * 12)[len(SENTENCE * 12) * 9 // 10 :]
     assert held_out[:32] in shown
+
+
+@pytest.mark.usefixtures("one_device_lm")
+def test_a_script_keeps_what_it_compiled(kept: Path) -> None:
+    assert (kept / "compiled").is_dir()
 
 
 def test_a_saved_language_model_is_the_one_that_was_measured(

@@ -85,6 +85,12 @@ def add_finetune(commands: Any) -> Parser:
     add("--image-size", type=whole, metavar="PX", help="side the network sees; left out: its own")
     add("--seed", type=whole, default=0, metavar="N", help="of every draw (default: %(default)s)")
     add("--out", metavar="RUN", help="folder to write; left out: runs/NAME-001, -002, …")
+    add(
+        "--cache",
+        default="on",
+        metavar="on|off|FOLDER",
+        help="whether, or where, features are kept for the next run (default: %(default)s)",
+    )
     add("--resume", metavar="RUN", help="go on with a run that was stopped; all else is as it was")
     _add_on_bad_picture(parser)
     parser.set_defaults(run=_finetune)
@@ -162,6 +168,7 @@ def _finetune(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         out=args.out,
         on_bad_picture=args.on_bad_picture,
+        cache=args.cache == "on" if args.cache in ("on", "off") else args.cache,
         resume=args.resume,
     )
     return 0

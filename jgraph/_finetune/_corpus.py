@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float, Int32, Int64
 
 from jgraph._errors import PictureError
 from jgraph._finetune._console import Console
-from jgraph._finetune._inference import Forward
+from jgraph._finetune._features import embed
 from jgraph._finetune._settings import Settings
 from jgraph.data import (
-    Pictures,
     PictureSet,
     Splits,
     check_trainable,
@@ -105,7 +104,7 @@ class Corpus:
 
 
 def gather(model: Classifier, splits: Splits, settings: Settings, console: Console) -> Corpus:
-    """Embed every picture once, leave out what can't be read, and give out the roles.
+    """Get every picture's features, leave out what can't be read, and give out the roles.
 
     Raises:
         PictureError: a file can't be read and the settings say stop, or none can be read.
@@ -116,21 +115,13 @@ def gather(model: Classifier, splits: Splits, settings: Settings, console: Conso
     paths = tuple(path for part in found.values() for path in part.paths)
     labels = np.concatenate([part.labels for part in found.values()])
     roles = np.repeat(list(found), [len(part) for part in found.values()]).astype("<U8")
-    pictures = Pictures(
-        paths,
-        labels,
-        model.preprocessing,
-        min(settings.batch_size, len(paths)),
-        on_bad_picture=settings.on_bad_picture,
-    )
     if settings.batch_size > len(paths):
         console.notice(
             f"the batch size {settings.batch_size} is more than the {len(paths)} pictures; "
             f"{len(paths)} is used"
         )
-    with console.bar("Embedding", len(paths), " pictures") as count:
-        features, good = Forward(model, Classifier.embed, settings.places())(pictures, count)
-    skipped = {str(paths[i]): reason for i, reason in sorted(pictures.bad.items())}
+    features, good, bad = embed(model, paths, settings, console)
+    skipped = {str(paths[i]): reason for i, reason in sorted(bad.items())}
     for reason in skipped.values():
         console.notice(f"left out: {reason}")
     if not good.any():

@@ -47,13 +47,15 @@ class Forward:
         self._forward = function(forward, strategy=strategy)
 
     def __call__(
-        self, pictures: Pictures, on_batch: Callable[[int], object] = lambda count: None
+        self,
+        pictures: Pictures,
+        on_rows: Callable[[np.ndarray, np.ndarray], object] = lambda index, rows: None,
     ) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
         """Return the method's rows for all N pictures, and which of them could be read.
 
         Args:
             pictures: the batches.
-            on_batch: called after every batch with its number of pictures.
+            on_rows: called after every batch with the positions of its pictures and their rows.
 
         Returns:
             float32 `[N, D]`, zero where a picture could not be read, and bool `[N]`.
@@ -69,9 +71,9 @@ class Forward:
                 out = future.result()
                 into = np.zeros((good.size, *out.shape[1:]), out.dtype) if rows is None else rows
                 real = batch["weight"] > 0
-                into[batch["index"][real]] = out[real]
-                good[batch["index"][real]] = True
-                on_batch(int(real.sum()))
+                index = batch["index"][real]
+                into[index], good[index] = out[real], True
+                on_rows(index, out[real])
                 return into
 
             for batch in pictures:

@@ -46,6 +46,7 @@ def finetune(
     out: str | os.PathLike[str] | None = None,
     debug: bool = False,
     on_bad_picture: OnBadPicture = "skip",
+    cache: bool | str | os.PathLike[str] = True,
     verbose: bool = True,
     resume: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -73,6 +74,9 @@ def finetune(
             with the link runs/latest.
         debug: run in `jg.debug_mode`, so that breakpoints stop inside the network.
         on_bad_picture: "skip" names a file that can't be read and goes on; "stop" raises.
+        cache: whether features are kept in the user's cache folder, so that another run on the same
+            pictures needn't embed them; a path keeps them in that folder. See
+            `jgraph.data.FeatureCache`. Left alone while debugging.
         verbose: whether to print what happens.
         resume: the folder of a run with `unfreeze` that was stopped, such as "runs/pets-001": it
             goes on where it was last saved, and ends as if it hadn't been stopped. All settings
@@ -101,6 +105,7 @@ def finetune(
         seed,
         strategy,
         on_bad_picture,
+        cache if isinstance(cache, bool) else os.fspath(cache),
     )
     console = Console(verbose)
     folder = None if out is None else Path(out).expanduser()

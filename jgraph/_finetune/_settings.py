@@ -31,6 +31,7 @@ class Settings:
         seed: of every draw: held-out pictures, folds, order and augmentation; below 2^32.
         strategy: where the network runs, one of `jgraph.distribute.names()`.
         on_bad_picture: "skip" names a file that can't be read and goes on, "stop" raises.
+        cache: whether features are kept and found in the user's cache folder, or another folder.
 
     Raises:
         InputError: a value is out of range.
@@ -46,6 +47,7 @@ class Settings:
     seed: int
     strategy: str
     on_bad_picture: OnBadPicture
+    cache: bool | str
 
     def __post_init__(self) -> None:
         if not is_handle(self.backbone) and self.backbone not in usable():

@@ -9,6 +9,8 @@ from jgraph.data._decode import augment_picture as augment_picture
 from jgraph.data._decode import decode_picture as decode_picture
 from jgraph.data._demo import DEMO_NAME as DEMO_NAME
 from jgraph.data._demo import write_demo as write_demo
+from jgraph.data._fast import libraries as libraries
+from jgraph.data._feature_cache import FeatureCache as FeatureCache
 from jgraph.data._folders import PictureSet as PictureSet
 from jgraph.data._folders import check_trainable as check_trainable
 from jgraph.data._folders import list_pictures as list_pictures

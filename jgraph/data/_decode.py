@@ -21,6 +21,7 @@ from PIL import Image
 
 from jgraph._errors import PictureError
 from jgraph._preprocessing import Preprocessing
+from jgraph.data import _fast
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -171,16 +172,27 @@ def _render(
     """Decode, turn upright, and resize the box that `choose(width, height)` returns."""
     name = _name(source)
     side = preprocessing.image_size
-    with _named_errors(name), _opened(source, name) as image:
+    with _named_errors(name), _opened(source, name) as (image, encoded):
         turn = _turn(image)
         box = choose(*(image.size[::-1] if turn in _SIDEWAYS else image.size))
         reduction = _draft(image, min(box[2] - box[0], box[3] - box[1]) / side)
-        rgb = _to_rgb(image, name)
+        rgb = None if encoded is None else _fast.decode_jpeg(encoded, image)
+        if rgb is None:
+            rgb = _to_rgb(image, name)
         if turn is not None:
-            rgb = rgb.transpose(turn)
+            rgb = _as_image(rgb).transpose(turn)
         left, top, right, bottom = (edge / reduction for edge in box)
-        box = left, top, min(right, rgb.width), min(bottom, rgb.height)
-        return np.array(rgb.resize((side, side), _RESAMPLING[preprocessing.interpolation], box))
+        width, height = rgb.size if isinstance(rgb, Image.Image) else rgb.shape[1::-1]
+        box = left, top, min(right, width), min(bottom, height)
+        picture = _fast.resize(rgb, side, preprocessing.interpolation, box)
+        if picture is not None:
+            return picture
+        resampling = _RESAMPLING[preprocessing.interpolation]
+        return np.array(_as_image(rgb).resize((side, side), resampling, box))
+
+
+def _as_image(rgb: Image.Image | np.ndarray) -> Image.Image:
+    return rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
 
 
 @contextlib.contextmanager
@@ -201,16 +213,17 @@ def _named_errors(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(source: PictureSource, name: str) -> Iterator[Image.Image]:
-    """Open a picture of any source; pixels of a file are not decoded yet."""
+def _opened(source: PictureSource, name: str) -> Iterator[tuple[Image.Image, bytes | None]]:
+    """Open a picture of any source; those of a file aren't decoded yet, and come with its bytes."""
     _hush_pillow()
     if isinstance(source, Image.Image):
-        yield source.copy()
+        yield source.copy(), None
     elif isinstance(source, np.ndarray):
-        yield _from_array(source, name)
+        yield _from_array(source, name), None
     else:
-        with _stream(source, name) as stream, Image.open(stream, formats=_FORMATS) as image:
-            yield image
+        encoded = _read(source, name)
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            yield image, encoded
 
 
 def _hush_pillow() -> None:
@@ -224,15 +237,15 @@ def _hush_pillow() -> None:
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def _stream(source: str | Path | bytes, name: str) -> io.BytesIO:
-    """Open the bytes of a picture, which must be there."""
+def _read(source: str | Path | bytes, name: str) -> bytes:
+    """Return the bytes of a picture, which must be there."""
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise PictureError(f"{name} cannot be read: {error.strerror}") from None
     if not encoded:
         raise PictureError(f"{name} is empty (0 bytes)")
-    return io.BytesIO(encoded)
+    return encoded
 
 
 def _name(source: PictureSource) -> str:

@@ -1,10 +1,10 @@
 """Compiled graphs: trace a function once, run it, ask why it was traced, see it."""
 
 from jgraph._errors import RetraceError as RetraceError
-from jgraph.graph._function import Function as Function
+from jgraph.graph._compiled import Function as Function
+from jgraph.graph._execution import Memory as Memory
 from jgraph.graph._function import function as function
 from jgraph.graph._graph import Graph as Graph
-from jgraph.graph._graph import Memory as Memory
 from jgraph.graph._jaxpr import bodies_of as bodies_of
 from jgraph.graph._jaxpr import shape_of as shape_of
 from jgraph.graph._nnx import named_variables as named_variables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -151,12 +152,15 @@ def _shared_places(value: Any) -> list[str]:
     """Return where in a container there is an array, or a container, that something else holds."""
     if isinstance(value, jax.Array):
         return []  # counted where it is held
-    if isinstance(value, dict):
-        places, inside = [f"[{key!r}]" for key in value], list(value.values())
+    is_dict = isinstance(value, dict)
+    if is_dict:
+        inside = list(value.values())
     else:
         inside = list(value) if isinstance(value, (list, tuple)) else jax.tree.leaves(value)
-        places = [f"[{i}]" for i in range(len(inside))]
     counts = list(map(sys.getrefcount, inside))
+    if max(counts, default=0) <= _HELD_ONCE and all(map(_is_array, set(map(type, inside)))):
+        return []
+    places = [f"[{key!r}]" for key in (value if is_dict else range(len(inside)))]
     found: list[str] = []
     for place, x, count in zip(places, inside, counts, strict=True):
         if count <= _HELD_ONCE:
@@ -164,6 +168,11 @@ def _shared_places(value: Any) -> list[str]:
         elif any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
             found.append(place)
     return found
+
+
+@functools.cache
+def _is_array(kind: type) -> bool:
+    return issubclass(kind, jax.Array)
 
 
 def _refusal(name: str, paths: list[str]) -> InputError:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
@@ -16,29 +15,16 @@ from jax.typing import DTypeLike
 from jgraph._errors import InputError
 from jgraph.graph import _picture
 from jgraph.graph._arguments import Labels
+from jgraph.graph._execution import Execution, Memory
 from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._matching import arrays_of, flat_inputs, leaves_of, outcome_of
 from jgraph.graph._ops import Op, ops_of
-from jgraph.graph._passes import run_passes
 from jgraph.graph._paths import tree_path
 from jgraph.graph._picture import Port
 from jgraph.graph._program import Interface, Traced
-from jgraph.graph._settings import is_inside_trace
 
 if TYPE_CHECKING:
     from jgraph.graph._file import Stored
-
-
-class Memory(NamedTuple):
-    """What a compiled graph needs on one device, in bytes."""
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    """The most it needs beside its arguments and outputs while it runs."""
-    reused: int
-    """The part of the outputs that overwrites donated arguments."""
-    code: int
 
 
 class Graph:
@@ -154,32 +140,12 @@ class Graph:
         names = [*self._interface.paths, *self._labels.arrays]
         flat = flat_inputs(self, self._traced, names, leaves, arrays)
         self._traced.check(self, self.input_paths, flat)
-        outputs = (self._run_inside if is_inside_trace() else self._run)(*flat)
+        outputs = self._execution(*flat)
         return outcome_of(self._traced.plan, self._interface.paths, leaves, outputs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs for these arguments, with `state`."""
         return self.apply(self.state, *args, **kwargs)[0]
-
-    @functools.cached_property
-    def _run(self) -> Callable[..., list[Any]]:
-        return self._jitted(convolutions=self._convolutions)
-
-    @functools.cached_property
-    def _run_inside(self) -> Callable[..., list[Any]]:
-        """Run it in an outer trace, which is what gets its passes, and is drawn and saved."""
-        return self._jitted(convolutions=False)
-
-    def _jitted(self, *, convolutions: bool) -> Callable[..., list[Any]]:
-        traced = self._traced
-
-        def run(*flat: Any) -> list[Any]:
-            program = jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat)
-            program = run_passes(program, convolutions=convolutions)
-            return jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
-
-        run.__name__ = run.__qualname__ = self.name
-        return jax.jit(run, donate_argnums=())
 
     def cast(self, dtype: DTypeLike) -> Graph:
         """Return the graph with float32 replaced by another float type, inside and in its state.
@@ -288,19 +254,13 @@ class Graph:
         Raises:
             InputError: a size is symbolic.
         """
-        found = self._compiled.memory_analysis()
-        return Memory(
-            found.argument_size_in_bytes,
-            found.output_size_in_bytes,
-            found.temp_size_in_bytes,
-            found.alias_size_in_bytes,
-            found.generated_code_size_in_bytes,
-        )
+        self._check_numbers("memory and the HLO")
+        return self._execution.memory
 
     @property
     def stablehlo(self) -> str:
         """The program as handed to XLA, after the passes."""
-        return self._lowered.as_text()
+        return self._execution.lowered.as_text()
 
     @property
     def hlo(self) -> str:
@@ -309,7 +269,8 @@ class Graph:
         Raises:
             InputError: a size is symbolic.
         """
-        return self._compiled.as_text()
+        self._check_numbers("memory and the HLO")
+        return self._execution.compiled.as_text()
 
     def text(self, *, depth: int | None = None) -> str:
         """Return its modules as an indented table: shapes, parameters, FLOPs, source lines.
@@ -349,11 +310,9 @@ class Graph:
         return inputs, outputs + [Port("", is_state=True)] * written
 
     @functools.cached_property
-    def _lowered(self) -> Any:
-        donated = {i for i in self._donated if self._leaf_counts[i] == 1}
-        first = [sum(self._leaf_counts[:i]) for i in donated]
-        run = jax.jit(self._run.__wrapped__, donate_argnums=tuple(first))  # pyright: ignore[reportFunctionMemberAccess]
-        return run.lower(*self._avals)
+    def _execution(self) -> Execution:
+        donated = [sum(self._leaf_counts[:i]) for i in self._donated if self._leaf_counts[i] == 1]
+        return Execution(self.name, self._traced, donated, convolutions=self._convolutions)
 
     def _check_numbers(self, what: str) -> None:
         symbols = symbolic_sizes(self.jaxpr)
@@ -362,11 +321,6 @@ class Graph:
                 f"the {what} of {self!r} depend on {', '.join(symbols)}, which must have a number; "
                 "trace it with sizes that have one"
             )
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        self._check_numbers("memory and the HLO")
-        return self._lowered.compile()
 
     # Paths and structures.
 

@@ -6,6 +6,8 @@ the program as the user wrote it.
 
 from __future__ import annotations
 
+import functools
+import logging
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -14,8 +16,10 @@ from typing import Any, TypeAlias
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jgraph.graph._convolutions import fast_convolution
+from jgraph.graph._convolutions import compile_factor, fast_convolution
 from jgraph.graph._jaxpr import aval_text
+
+_LOG = logging.getLogger("jgraph")
 
 Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
 
@@ -55,24 +59,46 @@ def drop_no_ops(program: ClosedJaxpr) -> ClosedJaxpr:
     return rewrite(program, _no_op)
 
 
-def fast_convolutions(program: ClosedJaxpr) -> ClosedJaxpr:
+def fast_convolutions(program: ClosedJaxpr, name: str = "a program") -> ClosedJaxpr:
     """Write convolutions, for CPUs alone, as what XLA compiles well there.
 
-    `JGRAPH_FAST_CONV=0` in the environment leaves them as they are.
+    `JGRAPH_FAST_CONV=0` in the environment leaves them as they are. Where that would take more than
+    twice as long to compile, the log says so, once.
+
+    Args:
+        program: as traced.
+        name: what the log calls it.
     """
-    said = os.environ.get("JGRAPH_FAST_CONV", "1").strip().lower()
-    return program if said in _OFF else rewrite(program, fast_convolution)
+    if os.environ.get("JGRAPH_FAST_CONV", "1").strip().lower() in _OFF:
+        return program
+    if jax.default_backend() == "cpu" and (factor := compile_factor(program)) > 2:
+        _say_it_compiles_long(name, round(factor))
+    return rewrite(program, fast_convolution)
 
 
-def run_passes(program: ClosedJaxpr, *, convolutions: bool = True) -> ClosedJaxpr:
+@functools.cache
+def _say_it_compiles_long(name: str, factor: int) -> None:
+    _LOG.warning(
+        "%s compiles about %d times as long, since its convolutions are rewritten to run faster on "
+        "a CPU; jg.enable_compilation_cache() keeps what was compiled for the next run, and "
+        "jg.function(fast_convolutions=False) or JGRAPH_FAST_CONV=0 compiles them as XLA does",
+        name,
+        factor,
+    )
+
+
+def run_passes(
+    program: ClosedJaxpr, *, convolutions: bool = True, name: str = "a program"
+) -> ClosedJaxpr:
     """Return the program that is compiled in the place of a traced one.
 
     Args:
         program: as traced, after differentiation.
         convolutions: whether `fast_convolutions` is among the passes.
+        name: the function's, for the log.
     """
     program = drop_no_ops(program)
-    return fast_convolutions(program) if convolutions else program
+    return fast_convolutions(program, name) if convolutions else program
 
 
 def _no_op(eqn: JaxprEqn) -> Callable[..., Any] | None:

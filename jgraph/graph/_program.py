@@ -211,7 +211,8 @@ class Program:
         traced = self._take(leaves, all_arrays) or self._trace(leaves, all_arrays)
         self._on_trace(self, traced)
         self._made[_types(leaves, all_arrays)] = traced
-        plan, jaxpr = traced.plan, run_passes(traced.jaxpr, convolutions=self.convolutions)
+        plan, name = traced.plan, function_name(self._fn)
+        jaxpr = run_passes(traced.jaxpr, convolutions=self.convolutions, name=name)
         inputs = jax.tree.leaves((leaves, all_arrays))
         outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
         result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])

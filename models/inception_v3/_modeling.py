@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jgraph._errors import InputError
 from jgraph.models._layers import ConvNorm
-from jgraph.models._network import PictureNetwork
+from jgraph.models._network import PictureNetwork, Pictures
 from jgraph.models.inception_v3._config import (
     AUXILIARY_AFTER,
     BLOCKS,
@@ -166,29 +166,28 @@ class InceptionV3(PictureNetwork):
         """
         return (tuple(self.stem), *((block,) for block in self.blocks))
 
-    def with_auxiliary(
-        self, x_BHWC: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+    def with_auxiliary(self, x_BHWC: Pictures) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
         """Return the logits, and those of the auxiliary head, for a loss of both.
 
         The paper adds 0.3 times the auxiliary loss, torchvision's training script 0.4 times.
 
         Args:
-            x_BHWC: RGB pictures after `preprocessing.normalize`, float, of 299 pixels or more.
+            x_BHWC: RGB pictures of 299 pixels or more: uint8, or float after
+                `preprocessing.normalize`.
 
         Returns:
             Logits and auxiliary logits, [B, K] each.
 
         Raises:
-            InputError: there is no auxiliary head, or `x_BHWC` is not a batch of normalised RGB
-                pictures that are large enough.
+            InputError: there is no auxiliary head, or `x_BHWC` is not a batch of RGB pictures
+                that are large enough.
         """
         if self.auxiliary is None:
             raise InputError(
                 "with_auxiliary needs the auxiliary head: make the network with "
                 "InceptionV3Config.inception_v3(auxiliary=True)"
             )
-        self._check_pictures(x_BHWC)
+        x_BHWC = self._normalised(x_BHWC)
         _check_side(x_BHWC, _SMALLEST_AUXILIARY)
         middle_BHWC = self._run(x_BHWC, 0, _AUXILIARY_INDEX + 1)
         last_BHWC = self._run(middle_BHWC, _AUXILIARY_INDEX + 1, len(self.blocks))

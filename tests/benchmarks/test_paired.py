@@ -43,3 +43,6 @@ def test_the_command_knows_its_subjects(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         command.main(["losses", "--rounds", "0"])
     assert "at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["losses", "--threads", "0"])
+    assert "at least 1" in capsys.readouterr().err

@@ -55,7 +55,8 @@ def test_interpolation_is_the_one_asked_for(interpolation):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     resampling = Image.Resampling[interpolation.upper()]
     expected = np.asarray(Image.fromarray(pixels).resize((24, 24), resampling))
-    np.testing.assert_array_equal(decode_picture(pixels, square(24, None, interpolation)), expected)
+    found = decode_picture(pixels, square(24, None, interpolation))
+    np.testing.assert_allclose(found, expected.astype(int), atol=1)  # 0 by Pillow, 1 by faster code
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 7), (17, 300)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -190,3 +192,20 @@ def test_state_stays_where_the_strategy_keeps_it() -> None:
 
     jg.function(shrink, strategy=s, donate="state")(model)
     assert model.kernel.get_raw_value().addressable_shards[0].data.shape == (2, 4)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1 << 17, 4), (4, 18)])
+def test_no_more_batches_are_placed_ahead_than_said(rows: int, most: int) -> None:
+    taken = []
+
+    def data() -> Iterator[np.ndarray]:
+        for i in range(100):
+            taken.append(i)
+            yield np.full(rows, i, np.float32)
+
+    batches = iter(OneDevice().batches(data()))
+    for _ in range(10):
+        next(batches)
+    time.sleep(0.2)  # for a thread that doesn't stop
+    assert 10 < len(taken) < 10 + most
+    assert [int(x[0]) for x in batches] == list(range(10, 100))

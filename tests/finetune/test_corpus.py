@@ -35,6 +35,7 @@ def collect(folder: Path, **changes: Any) -> tuple[Corpus, Console, Classifier]:
         "seed": 0,
         "strategy": "one",
         "on_bad_picture": "skip",
+        "cache": True,
     }
     splits = find_splits(folder)
     network: Any = models.create("efficientnet_lite0")

@@ -19,6 +19,7 @@ GOOD: dict[str, Any] = {
     "unfreeze": "none",
     "seed": 0,
     "on_bad_picture": "skip",
+    "cache": True,
 }
 
 

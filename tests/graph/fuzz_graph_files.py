@@ -370,7 +370,7 @@ def _call(graph: Graph) -> None:
 
     def outcome(*flat: Any) -> Any:
         leaves, _ = jax.tree.unflatten(traced.structure, flat)
-        return outcome_of(traced.plan, graph._interface.paths, leaves, graph._run(*flat))
+        return outcome_of(traced.plan, graph._interface.paths, leaves, graph._execution(*flat))
 
     def derivative(*flat: Any) -> Any:
         tangents = [x if jnp.issubdtype(x.dtype, jnp.inexact) else _no_tangent(x) for x in flat]

@@ -14,7 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jgraph import models
 from jgraph.distribute import DataParallel
 from jgraph.graph import Graph, function
-from jgraph.graph._passes import run_passes
+from jgraph.graph._convolutions import compile_factor
+from jgraph.graph._passes import fast_convolutions, run_passes
 
 
 def depthwise(x, kernel):
@@ -262,7 +263,7 @@ def test_an_empty_batch(kernel):
 
 
 class Block(nnx.Module):
-    """An inverted bottleneck: 1x1, depthwise, 1x1, each with BatchNorm."""
+    """A 1x1 convolution and a depthwise one, each with BatchNorm."""
 
     def __init__(self, rngs):
         def layer(inputs, outputs, size, groups=1):
@@ -270,8 +271,8 @@ class Block(nnx.Module):
                 inputs, outputs, (size, size), feature_group_count=groups, use_bias=False, rngs=rngs
             )
 
-        self.layers = nnx.List([layer(8, 48, 1), layer(48, 48, 3, 48), layer(48, 24, 1)])
-        self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (48, 48, 24)])
+        self.layers = nnx.List([layer(8, 48, 1), layer(48, 48, 3, 48)])
+        self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (48, 48)])
 
     def __call__(self, x):
         for layer, norm in zip(self.layers, self.norms, strict=True):
@@ -298,7 +299,7 @@ def test_the_gradients_of_a_block(picture):
     model = Block(nnx.Rngs(0))
     compare(model, picture)
     graph = function(gradients).graph(model, picture)
-    assert convolutions(graph.jaxpr) >= 8
+    assert convolutions(graph.jaxpr) == 5  # results, kernels, and one input
     assert "stablehlo.convolution" not in graph.stablehlo
 
 
@@ -342,3 +343,48 @@ def test_the_gradients_of_a_network(name):
 
 def distance(left, right):
     return np.linalg.norm(np.asarray(left, "float64") - right)
+
+
+# What it costs to compile.
+
+
+def chain(x, *kernels):
+    for kernel in kernels:
+        x = jnp.tanh(depthwise(x, kernel))
+    return x
+
+
+def test_a_network_that_compiles_much_longer_says_so_once(caplog):
+    x = jnp.ones((1, 9, 9, 8))
+    kernels = [jnp.ones((7, width, 1, 8)) for width in range(1, 10)]
+    program = jax.make_jaxpr(chain)(x, *kernels)
+    for _ in range(2):
+        fast_convolutions(program, "Net.loss")
+    (said,) = caplog.messages
+    # 315 terms, each half as dear again as one of 18 equations.
+    assert said.startswith("Net.loss compiles about 27 times as long")
+    assert "jg.enable_compilation_cache()" in said
+
+
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_equal_convolutions_and_few_terms_cost_nothing(repeats, caplog):
+    """Here one kernel of 64 taps, which is compiled once; in small programs nobody waits."""
+    kernels = [jnp.ones((8, 8, 1, 8))] * repeats
+    program = jax.make_jaxpr(chain)(jnp.ones((1, 9, 9, 8)), *kernels)
+    assert compile_factor(program) == 1
+    assert fast_convolutions(program) is not program
+    assert not caplog.messages
+
+
+def test_a_dense_network_compiles_as_long(caplog):
+    """Of a gradient by a kernel of one tap, the window is a whole map; it is one product."""
+    kernels = [jnp.ones((1, 1, 20 + i, 21 + i)) for i in range(3)]
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = jnp.tanh(dense(x, kernel))
+        return x.sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(kernels, jnp.ones((1, 24, 24, 20)))
+    assert fast_convolutions(program) is not program
+    assert compile_factor(program) == 1

@@ -18,6 +18,7 @@ from flax import nnx
 import jgraph as jg
 from jgraph.hub import Frozen
 from jgraph.hub._weights import Part, grow
+from jgraph.models import EfficientNetLite, EfficientNetLiteConfig
 from tests.hub.hub_net import X, Y, make_net
 
 FEATURES = [
@@ -496,3 +497,13 @@ def test_a_run_without_programs_says_how_to_get_them(folder, tmp_path):
 def test_keys_that_make_no_tree(keys, message):
     with pytest.raises(jg.hub.ModuleFormatError, match=message):
         grow(Part(), {key: nnx.Param(jnp.zeros(1)) for key in keys})
+
+
+def test_a_network_is_published_as_it_is(tmp_path: Path) -> None:
+    config = EfficientNetLiteConfig(0.25, 0.3, 32, dropout_rate=0.2, num_classes=5)
+    model = EfficientNetLite(config, rngs=nnx.Rngs(0))
+    model.eval()
+    module = jg.hub.load(jg.hub.publish(tmp_path / "net", model, train=False))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert module.signatures == ("default", "features")
+    np.testing.assert_allclose(module(pictures), model(pictures), atol=1e-6)

@@ -141,7 +141,8 @@ def test_stages_are_in_forward_order_and_cover_the_backbone(model):
 @pytest.mark.parametrize(
     ("pictures", "got"),
     [
-        (jnp.zeros((1, 8, 8, 3), jnp.uint8), r"uint8 of shape \[1, 8, 8, 3\]"),
+        (jnp.zeros((1, 8, 8, 3), jnp.int32), r"int32 of shape \[1, 8, 8, 3\]"),
+        (jnp.zeros((8, 8, 3), jnp.uint8), r"uint8 of shape \[8, 8, 3\]"),
         (jnp.zeros((8, 8, 3)), r"float32 of shape \[8, 8, 3\]"),
         (jnp.zeros((1, 3, 8, 8)), r"float32 of shape \[1, 3, 8, 8\]"),
     ],
@@ -150,10 +151,18 @@ def test_other_pictures_are_refused(model, pictures, got):
     # Without the shape types of the tests, as a user runs it.
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(InputError, match=f"normalised float pictures of .*, got {got}; uint8"):
+        with pytest.raises(InputError, match=rf"pictures of shape \[B, H, W, 3\], .*, got {got}"):
             model(pictures)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_plain_pictures_are_normalised(model):
+    model.eval()
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = model(model.preprocessing.normalize(jnp.asarray(pictures)))
+    for given in (pictures, jnp.asarray(pictures)):
+        np.testing.assert_array_equal(model(given), expected)
 
 
 def test_new_kernels_are_spread_as_published():

@@ -389,7 +389,7 @@ def test_ctrl_c_at_any_moment_loses_no_step() -> None:
     spec = TrainSpec(Interrupting(), 10_000)
     with pytest.raises(KeyboardInterrupt), interrupts_that_arrive():
         train_and_evaluate(model, classify, optax.adam(0.01), train=spec, callbacks=[done])
-    assert 25 < done.steps < 10_000
+    assert 10 < done.steps < 10_000  # small batches are placed up to 16 ahead
     # The signal may have come after a step, and before its callback.
     after = [leaves(trained(steps)) for steps in (done.steps, done.steps + 1)]
     equal = [all(map(np.array_equal, leaves(model), state)) for state in after]
