@@ -65,6 +65,15 @@ def initialize(
         _end_at_errors()
 
 
+def _collectives_in_order() -> None:
+    """Have a CPU run one program after the other, as every process hands them over.
+
+    Two that don't depend on each other would run at once, and their collectives wait for each
+    other where the processes run them in another order.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def _join(address: str | None, count: int | None, number: int | None, heartbeat: int) -> bool:
     """Initialize jax.distributed; return whether there was anything to join."""
     # The only collectives that CPUs have between processes.
@@ -91,6 +100,7 @@ def _join(address: str | None, count: int | None, number: int | None, heartbeat:
                 f"jgraph launch --processes {count}, or by srun, mpirun, or on a TPU pod"
             ) from error
         return False
+    _collectives_in_order()
     return True
 
 

@@ -105,8 +105,8 @@ def train_and_evaluate(
         [[5.]] 100
     """
     evals = dict(evals or {})
-    metric = _best_metric(best, checkpoint)
-    check_arguments(model, optimizer, train, evals, metric)
+    check_arguments(model, optimizer, train, evals, best)
+    metric = _best_metric(best, checkpoint, evals)
     step = make_step(
         model,
         loss_fn,
@@ -143,9 +143,15 @@ def train_and_evaluate(
 
 
 def _best_metric(
-    best: tuple[str, Literal["min", "max"]] | None, checkpoint: Checkpoint | None
+    best: tuple[str, Literal["min", "max"]] | None,
+    checkpoint: Checkpoint | None,
+    evals: Mapping[str, EvalSpec],
 ) -> Metric | None:
-    """Return what is best, by the argument or by the checkpoint's."""
+    """Return what is best, by the argument or by the checkpoint's.
+
+    Raises:
+        InputError: they differ, or the checkpoint's is of no evaluation.
+    """
     metric = best and Metric(*best)
     other = None if checkpoint is None else checkpoint.best
     if metric and other and metric != other:
@@ -153,6 +159,8 @@ def _best_metric(
             f"best must be one number, it is {metric.name!r} ({metric.mode}) for "
             f"train_and_evaluate and {other.name!r} ({other.mode}) for its checkpoint"
         )
+    if other:
+        _check_best(other.name, evals)
     return metric or other
 
 
@@ -161,7 +169,7 @@ def check_arguments(
     optimizer: Any,
     train: TrainSpec,
     evals: Mapping[str, EvalSpec],
-    best: Metric | None = None,
+    best: tuple[str, str] | None = None,
 ) -> None:
     """Raise for what a type checker would have complained about, or no run could end well with.
 
@@ -173,8 +181,13 @@ def check_arguments(
         raise InputError("evals must not be named 'train', the history's name for training rows")
     for name, spec in evals.items():
         train.check_calls(f"every_steps of {name!r}", spec.every_steps)
-    if best is not None and best.name.partition("/")[0] not in evals:
+    if best is not None:
+        _check_best(best[0], evals)
+
+
+def _check_best(name: str, evals: Mapping[str, EvalSpec]) -> None:
+    if name.partition("/")[0] not in evals:
         raise InputError(
             f"best must name a number of an evaluation, {', '.join(evals) or 'and there is none'}; "
-            f"got {best.name!r}"
+            f"got {name!r}"
         )

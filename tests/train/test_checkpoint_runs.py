@@ -414,3 +414,14 @@ def test_in_debug_mode(tmp_path: Path) -> None:
         train(tmp_path, steps=2, log_every=2)
         _, result = train(tmp_path, steps=3, log_every=2)
     assert result.steps == 3
+
+
+def test_a_best_of_no_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="best must name a number of an evaluation, and there is"):
+        jg.train_and_evaluate(
+            Network(),
+            classify,
+            optax.adam(0.1),
+            train=jg.TrainSpec(Shuffled(), 5),
+            checkpoint=jg.Checkpoint(tmp_path, best=("val/loss", "min")),
+        )
