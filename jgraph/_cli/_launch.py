@@ -30,6 +30,7 @@ _GRACE_SECONDS = 1.0  # for the others' last words, once one has failed
 _SAVE_SECONDS = 120.0  # for all to save, once one was told to end
 _TAIL = 200  # lines of a rank that are shown again
 _POLL_SECONDS = 0.05
+_PRINTING = threading.Lock()  # a line at a time, whichever process it comes from
 
 
 def add_launch(commands: Any) -> Parser:
@@ -163,8 +164,10 @@ class _Rank:
                 text = line.rstrip("\n")
                 if to is sys.stderr:
                     self.tail.append(text)
-                with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-                    print(f"[{self.number}] {text}", file=to, flush=True)
+                # Suppressed: nobody reads any more.
+                with _PRINTING, contextlib.suppress(OSError, ValueError):
+                    to.write(f"[{self.number}] {text}\n")
+                    to.flush()
 
 
 def _wait(ranks: list[_Rank]) -> _Rank | None:

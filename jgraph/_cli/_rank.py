@@ -31,6 +31,15 @@ def run_script(script: str, arguments: list[str]) -> None:
             frame = frame.tb_next  # what is below runs the script
         traceback.print_exception(type(error), error, frame or error.__traceback__)
         _leave(1)
+    jax = sys.modules.get("jax")  # for the script to import, after what it sets before
+    if int(os.environ["JGRAPH_NUM_PROCESSES"]) > 1 and not (
+        jax and jax.distributed.is_initialized()
+    ):
+        print(
+            "jgraph: the script never called jgraph.distribute.initialize(), so this process ran "
+            "all of it by itself",
+            file=sys.stderr,
+        )
 
 
 def _leave(code: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import os
 import re
 import sys
@@ -111,13 +113,24 @@ def finetune(
     folder = None if out is None else Path(out).expanduser()
     unfinished = None
     if resume is not None:
-        if data is not None or out is not None:
-            raise InputError("resume takes data and out from the run; give neither")
+        _check_nothing_else(settings, out)
         unfinished, settings = reopen(Path(resume).expanduser())
         folder = unfinished.run
     _check_place(folder)
     with debug_mode() if debug else asked_mode():
         return _finetune(settings, folder, console, unfinished)
+
+
+def _check_nothing_else(settings: Settings, out: str | os.PathLike[str] | None) -> None:
+    """Refuse settings beside `resume`, which takes them from the run."""
+    ours = {name: p.default for name, p in inspect.signature(finetune).parameters.items()}
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    changed = [name for name, value in given.items() if name in ours and value != ours[name]]
+    changed += ["out"] * (out is not None)
+    if changed:
+        raise InputError(
+            f"resume takes all from the run as it began; leave out {', '.join(changed)}"
+        )
 
 
 def _check_place(out: Path | None) -> None:
@@ -205,11 +218,11 @@ def _kept_to_go_on(unfinished: Unfinished) -> Iterator[None]:
             print(f"jgraph: go on with: {command}", file=sys.stderr)
             raise
         raise KeyboardInterrupt(f"what was trained is saved; go on with: {command}") from stop
-    except CheckpointError as error:
-        error.add_note(f"go on with: {command}")
-        raise
-    except BaseException:
-        unfinished.remove()
+    except BaseException as error:
+        if isinstance(error, CheckpointError) or unfinished.has_checkpoints:
+            error.add_note(f"go on with: {command}")
+        else:
+            unfinished.remove()
         raise
 
 

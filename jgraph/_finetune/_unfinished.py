@@ -131,7 +131,7 @@ def reopen(run: Path) -> tuple[Unfinished, Settings]:
             raise InputError(f"{run} is finished: there is nothing to go on with")
         raise InputError(
             f"there is no unfinished run {run}{did_you_mean_path(path.parent)}; only runs with "
-            "unfreeze are saved on the way"
+            "unfreeze are saved on the way, once they train the network"
         )
     try:
         kept: dict[str, Any] = json.loads(path.read_text("utf-8"))

@@ -14,6 +14,7 @@ from jgraph._eager import jit_is_off
 _DEPTH = 2
 _BURST = 8  # batches that are small are placed so many at a time: a change of threads takes 50 us
 _SMALL = 1 << 18  # bytes
+_WAIT_SECONDS = 1.0
 _END = object()
 
 
@@ -56,19 +57,24 @@ class Prefetch:
         self._wanted: SimpleQueue[None] = SimpleQueue()
         self._ready: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._burst, self._taken = 0, 0
+        self._thread: Thread | None = None
         if self._is_threaded:
             for _ in range(_DEPTH):
                 self._wanted.put(None)
             # A daemon: a pipeline that hangs must not keep the interpreter from its end.
-            Thread(target=self._work, name="jgraph-prefetch", daemon=True).start()
+            self._thread = Thread(target=self._work, name="jgraph-prefetch", daemon=True)
+            self._thread.start()
 
     def __enter__(self) -> Prefetch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # No waiting: a pipeline that hangs must not keep an error or Ctrl-C from its caller.
         self._is_closed = True
         self._wanted.put(None)
+        # A thread that is in a library while the interpreter ends takes the process down; but a
+        # pipeline that hangs must not keep an error or Ctrl-C from its caller for long.
+        if self._thread is not None:
+            self._thread.join(_WAIT_SECONDS)
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -45,8 +45,17 @@ def test_the_launcher_numbers_lines_and_passes_arguments(
         "print(os.environ['JGRAPH_PROCESS_ID'], os.environ['JGRAPH_NUM_PROCESSES'], sys.argv[1:])\n"
     )
     assert run(tmp_path, source) == 0
-    lines = sorted(capfd.readouterr().out.splitlines())
-    assert lines == ["[0] 0 2 ['--word', 'x']", "[1] 1 2 ['--word', 'x']"]
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == ["[0] 0 2 ['--word', 'x']", "[1] 1 2 ['--word', 'x']"]
+    assert "[0] jgraph: the script never called jgraph.distribute.initialize()" in err
+
+
+def test_lines_of_two_processes_stay_lines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "for i in range(2000):\n    print('line', i, flush=True)\n") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert sorted(lines) == sorted(f"[{n}] line {i}" for n in (0, 1) for i in range(2000))
 
 
 def test_the_traceback_of_the_first_that_failed_comes_last(

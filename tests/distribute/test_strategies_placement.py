@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -112,6 +113,18 @@ def test_an_error_in_the_data_arrives() -> None:
     assert next(batches).shape == (8,)
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
+
+
+def test_the_thread_ends_with_the_loop() -> None:
+    def data() -> Iterator[np.ndarray]:
+        while True:
+            time.sleep(0.1)
+            yield np.ones(8)
+
+    for _ in OneDevice().batches(data()):
+        break
+    # One that is in a library while the interpreter ends would take the process down.
+    assert not [t for t in threading.enumerate() if t.name == "jgraph-prefetch" and t.is_alive()]
 
 
 def test_one_device() -> None:

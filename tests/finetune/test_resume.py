@@ -101,9 +101,15 @@ def test_sigterm_says_how_to_go_on(
     assert "go on with: jgraph finetune --resume 'a run'" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds an unfinished run; go on with it by .*--resume"):
         jg.finetune(big, unfreeze="last:1", epochs=2, out="a run")
-    next(big.glob("dots/*.png")).write_bytes(next(big.glob("rows/*.png")).read_bytes())
+    with pytest.raises(InputError, match="resume takes all .*; leave out epochs, out"):
+        jg.finetune(resume="a run", epochs=3, out="another")
+    picture = next(big.glob("dots/*.png"))
+    before = picture.read_bytes()
+    picture.write_bytes(next(big.glob("rows/*.png")).read_bytes())
     with pytest.raises(InputError, match="they have changed; start anew"):
         jg.finetune(resume="a run")
+    picture.write_bytes(before)  # what is refused keeps what was trained
+    assert jg.finetune(resume="a run").folder == Path("a run")
 
 
 def test_an_error_leaves_nothing(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +139,7 @@ def test_a_run_that_cannot_be_written_can_be_written_later(
 def test_what_cannot_be_resumed_is_named(workplace: Path) -> None:
     with pytest.raises(InputError, match=r"there is no unfinished run runs/nothing"):
         jg.finetune(resume="runs/nothing")
-    with pytest.raises(InputError, match="give neither"):
+    with pytest.raises(InputError, match="leave out data"):
         jg.finetune("pictures", resume="runs/nothing")
     folder = workplace / "runs" / "a.unfinished"
     folder.mkdir(parents=True)
