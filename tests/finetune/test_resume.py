@@ -101,7 +101,7 @@ def test_sigterm_says_how_to_go_on(
     assert "go on with: jgraph finetune --resume 'a run'" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds an unfinished run; go on with it by .*--resume"):
         jg.finetune(big, unfreeze="last:1", epochs=2, out="a run")
-    with pytest.raises(InputError, match="resume takes all .*; leave out epochs, out"):
+    with pytest.raises(InputError, match=r"resume takes all .*; leave out epochs, out"):
         jg.finetune(resume="a run", epochs=3, out="another")
     picture = next(big.glob("dots/*.png"))
     before = picture.read_bytes()
