@@ -45,9 +45,11 @@ def initialize(
         RuntimeError: (from JAX) JAX has computed something already, or not all came in time.
 
     Example:
-        >>> initialize()
-        >>> jax.process_count()
-        1
+        The first lines of a script for many hosts, and for a laptop::
+
+            import jgraph as jg
+
+            jg.distribute.initialize()
     """
     if heartbeat_secs < 1:
         raise InputError(f"heartbeat_secs must be at least 1, got {heartbeat_secs}")
