@@ -97,6 +97,7 @@ def check_watches(session: Debugger, stop: Stop) -> None:
     assert "no_such_name" in session.evaluate(stop, "no_such_name")
 
 
+@pytest.mark.slow
 def test_conditions_log_messages_steps_and_changed_variables() -> None:
     program = "by_hand.py"
     points = [

@@ -104,6 +104,7 @@ def test_compute_dtype_under_strategies(strategy: Strategy) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_standard_promotion")
 def test_evaluations_compute_in_the_type_too() -> None:
     seen = set()

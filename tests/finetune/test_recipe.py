@@ -129,6 +129,7 @@ def test_lopsided_classes_count_alike_and_it_is_said(paint, capsys):
     assert notice not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_files_that_are_no_pictures_are_named(paint, capsys):
     folder = paint(Path("few"), {"dots": 8, "plain": 6})
     for name in ("a.txt", "b.txt", "c.txt", "d.txt"):

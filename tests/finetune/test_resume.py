@@ -122,6 +122,7 @@ def test_an_error_leaves_nothing(big: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert os.listdir("runs") == []
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_can_be_written_later(
     big: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -469,6 +469,7 @@ print(save, load, os.path.getsize(path))
 """
 
 
+@pytest.mark.slow
 def test_the_file_of_a_network_is_small_and_quick(tmp_path: Path) -> None:
     # In a process of its own, where nothing checks types.
     root = Path(__file__).parents[2]

@@ -191,6 +191,7 @@ def primitives(program: Any) -> Iterator[str]:
                 yield from primitives(value)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_primitive_of_the_corpus() -> None:
     known = {*BY_PRIMITIVE, *_custom.PRIMITIVES}
     missing = {
