@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from jgraph.train._specs import TrainSpec
 from jgraph.train._step import Step
 from jgraph.train._stop import StopRequests
 
+_logger = logging.getLogger(__name__)
 _BEST = "best"
 _ALWAYS = ("health",)  # parts: the number of the step goes on whatever is restored
 
@@ -53,6 +55,17 @@ class Saver:
         if self._checkpoint is not None:
             self._stop.__enter__()
         return self
+
+    def _tell(self, step: int) -> None:
+        steps, folder = self._train.max_steps, self._checkpoint and self._checkpoint.dir
+        if step < steps:
+            _logger.info("%s: the run goes on after step %d of %d", folder, step, steps)
+        else:
+            _logger.warning(
+                "%s holds step %d, and max_steps is %d: nothing is left to train; raise it, or "
+                "choose another folder for another run",
+                *(folder, step, steps),
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -108,6 +121,7 @@ class Saver:
         self._step.restore(arrays)
         self._checkpoint.go_on_from(found)
         self._run.resume(found.step, found.info["history"], found.info["best"], best)
+        self._tell(found.step)
         self._data = Cycle(
             self._train.data, self._train.max_steps, Position(found.step, *found.info["position"])
         )

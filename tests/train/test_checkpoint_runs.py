@@ -198,13 +198,19 @@ def test_several_steps_a_call(tmp_path: Path) -> None:
         train(tmp_path, every_steps=3, **options)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, whole: tuple[Network, Any]) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path, whole: tuple[Network, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=r"saved after step 7 in .*start the same program"):
         train(tmp_path, StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is before
     assert jg.Checkpoint(tmp_path).steps()[-1] == 7
-    assert_same(train(tmp_path), whole)
+    with caplog.at_level("INFO", "jgraph"):
+        assert_same(train(tmp_path), whole)
+        assert f"{tmp_path}: the run goes on after step 7 of " in caplog.text
+        assert_same(train(tmp_path), whole)
+    assert "nothing is left to train; raise it" in caplog.text
 
 
 @pytest.mark.slow
