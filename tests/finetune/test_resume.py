@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert_same_run(Path("runs/big-001"), Path("whole"))
     assert sorted(os.listdir("runs")) == ["big-001", "latest"]
     assert os.readlink("runs/latest") == "big-001"
-    assert sorted(os.listdir()) == ["big", "runs", "whole"]
+    assert sorted(os.listdir()) == ["big", "cache", "runs", "whole"]
     with pytest.raises(InputError, match="is finished: there is nothing to go on with"):
         jg.finetune(resume="runs/big-001")
 

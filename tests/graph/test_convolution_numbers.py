@@ -129,7 +129,7 @@ def test_any_convolution(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_many_convolutions(case):
     check(case)

@@ -304,7 +304,7 @@ def test_the_gradients_of_a_block(picture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["mobilenet_v2"])  # Lite0 has the same blocks, and more
 def test_the_gradients_of_a_network(name):
     """In float64 to its rounding; in float32 about as far from those as XLA's own are.
 

@@ -107,7 +107,7 @@ PRODUCT = {"precision": None, "preferred_element_type": None}
 
 @pytest.mark.parametrize(
     ("number", "every"),
-    [(ELEMENTWISE, 4), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in range(5))],
+    [(ELEMENTWISE, 4), *(pytest.param(n, 2, marks=pytest.mark.slow) for n in range(5))],
 )
 def test_every_value_of_another_kind(write, number, every):
     """Replace each value by bad ones, most of which are of a type it can't have."""
