@@ -128,9 +128,7 @@ def _check_nothing_else(settings: Settings, out: str | os.PathLike[str] | None) 
     changed = [name for name, value in given.items() if name in ours and value != ours[name]]
     changed += ["out"] * (out is not None)
     if changed:
-        raise InputError(
-            f"resume takes all from the run as it began; leave out {', '.join(changed)}"
-        )
+        raise InputError(f"resume takes all from the run; leave out {', '.join(changed)}")
 
 
 def _check_place(out: Path | None) -> None:
