@@ -30,6 +30,7 @@ _GRACE_SECONDS = 1.0  # for the others' last words, once one has failed
 _SAVE_SECONDS = 120.0  # for all to save, once one was told to end
 _TAIL = 200  # lines of a rank that are shown again
 _POLL_SECONDS = 0.05
+_LATE_SECONDS = 0.5  # at most, until the end of a process is seen
 _PRINTING = threading.Lock()  # a line at a time, whichever process it comes from
 
 
@@ -106,8 +107,9 @@ class _Rank:
             "JGRAPH_PROCESS_ID": str(number),
             "PYTHONUNBUFFERED": "1",
         }
+        self._left, pipe = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jgraph._cli._rank", *command],
+            [sys.executable, "-m", "jgraph._cli._rank", str(pipe), *command],
             env={**os.environ, **places},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -115,7 +117,10 @@ class _Rank:
             text=True,
             errors="backslashreplace",
             start_new_session=True,  # Ctrl-C is for the launcher, which passes it on
+            pass_fds=(pipe,),
         )
+        os.close(pipe)
+        os.set_blocking(self._left, False)
         self._readers = [
             threading.Thread(target=self._pass_on, args=pair, daemon=True)
             for pair in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
@@ -156,7 +161,17 @@ class _Rank:
 
     def _watch(self) -> None:
         self._process.wait()
-        self.ended_at = time.monotonic()
+        seen = time.monotonic()
+        said = b""
+        with contextlib.suppress(BlockingIOError):  # a child of the process still holds the pipe
+            said = os.read(self._left, 64)
+        os.close(self._left)
+        if said:
+            self.ended_at = float(said)
+        elif self._process.returncode in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS):
+            self.ended_at = seen - _LATE_SECONDS  # nobody else's failure does that
+        else:
+            self.ended_at = seen
 
     def _pass_on(self, source: Any, to: Any) -> None:
         with source:
@@ -172,13 +187,12 @@ class _Rank:
 
 def _wait(ranks: list[_Rank]) -> _Rank | None:
     """Wait until all have ended; return the first that failed."""
-    first: _Rank | None = None
     end = float("inf")
     while any(rank.is_running for rank in ranks) and time.monotonic() < end:
-        if first is None and (first := _first_failed(ranks)):
-            end = time.monotonic() + (_SAVE_SECONDS if first.code == _SAVED else _GRACE_SECONDS)
+        if end == float("inf") and (failed := _first_failed(ranks)):
+            end = time.monotonic() + (_SAVE_SECONDS if failed.code == _SAVED else _GRACE_SECONDS)
         time.sleep(_POLL_SECONDS)
-    return first or _first_failed(ranks)
+    return _first_failed(ranks)
 
 
 def _first_failed(ranks: list[_Rank]) -> _Rank | None:
