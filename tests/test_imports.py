@@ -23,6 +23,7 @@ LAYERS = (
         "_json",
         "_replicas",
         "_suggest",
+        "_unfinished",
         "_version",
     },
     {"_preprocessing", "debug", "_handles"},

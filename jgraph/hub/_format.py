@@ -10,8 +10,6 @@ import errno
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +22,7 @@ import safetensors.numpy
 from jgraph._digests import changed_files, folder_digests, value_digest
 from jgraph._errors import ModuleFormatError, ModuleIntegrityError, ModuleWeightsError
 from jgraph._json import parse_json
+from jgraph._unfinished import unfinished_beside
 from jgraph._version import __version__
 
 FORMAT = "jgraph-module"
@@ -78,8 +77,8 @@ def write_module(
         raise ModuleFormatError(_EXISTS.format(folder))
     _check_finite(weights)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
-    try:
+    with unfinished_beside(folder) as unfinished:
+        unfinished.mkdir()
         # safetensors writes the memory of a transposed view as it lies, which reloads wrong.
         tensors = {name: np.array(array, order="C") for name, array in weights.items()}
         (unfinished / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
@@ -95,11 +94,7 @@ def write_module(
         whole["sha256"] = value_digest(whole)
         (unfinished / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         read_module(unfinished)  # what can't be read back is never left behind
-        unfinished.chmod(0o777 & ~_umask())
         _move(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return folder
 
 
@@ -282,9 +277,3 @@ def _check_finite(weights: Mapping[str, np.ndarray]) -> None:
     bad = [k for k, v in weights.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if bad:
         raise ModuleWeightsError(f"weights must be finite, these are not: {', '.join(bad[:5])}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

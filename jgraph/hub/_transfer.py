@@ -13,6 +13,7 @@ from typing import Any
 
 from jgraph._errors import InputError, ModuleFetchError, ModuleFormatError
 from jgraph._handles import HuggingFaceHandle, Limits, huggingface_hub, parse_handle
+from jgraph._unfinished import unfinished_beside
 from jgraph.hub._archive import is_archive, pack, unpack
 from jgraph.hub._find import find_module
 from jgraph.hub._format import MANIFEST, check_module, read_manifest
@@ -122,8 +123,7 @@ def _folder_of(module: Module | str | os.PathLike[str]) -> Iterator[Path]:
 def _unfinished(path: Path) -> Iterator[Path]:
     """Give a name beside the path; what is written there gets the path's name at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.unfinished-") as place:
-        unfinished = Path(place) / path.name
+    with unfinished_beside(path) as unfinished:
         yield unfinished
         try:
             unfinished.rename(path)

@@ -9,7 +9,6 @@ import os
 import stat
 import struct
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ import safetensors.numpy
 
 from jgraph._errors import GraphFormatError, InputError
 from jgraph._json import parse_json
+from jgraph._unfinished import unfinished_beside
 
 GRAPH = "graph.json"
 STATE = "state.safetensors"
@@ -83,15 +83,9 @@ def write_archive(
             check(_graph(archive))
     except GraphFormatError as error:
         raise GraphFormatError(f"the graph can't be saved, since no file may: {error}") from None
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.unfinished-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getbuffer())
-        os.chmod(unfinished, 0o666 & ~_umask())
-        os.replace(unfinished, target)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    with unfinished_beside(target) as unfinished:
+        unfinished.write_bytes(buffer.getbuffer())
+        unfinished.replace(target)
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[Any, dict[str, np.ndarray]]:
@@ -218,9 +212,3 @@ def _entry(name: str, compression: int) -> zipfile.ZipInfo:
     entry.compress_type = compression
     entry.external_attr = 0o644 << 16
     return entry
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
