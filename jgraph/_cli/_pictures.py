@@ -6,7 +6,6 @@ import argparse
 import csv
 import io
 import json
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jgraph._cli._parser import Parser, add_run_folder, number, whole
 from jgraph._errors import InputError
 from jgraph._suggest import did_you_mean_path
+from jgraph._unfinished import unfinished_beside
 
 if TYPE_CHECKING:
     from jgraph._finetune import Prediction, Run
@@ -240,12 +240,9 @@ def _write_csv(path: Path, predictions: Sequence[Prediction], top: int) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(table)  # a pipe or a device can't be replaced
         return
-    unfinished = path.with_name(f".{path.name}.unfinished-{secrets.token_hex(4)}")
-    try:
+    with unfinished_beside(path) as unfinished:
         unfinished.write_bytes(table)
         unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -126,9 +126,10 @@ def reopen(run: Path) -> tuple[Unfinished, Settings]:
     """
     run = run.with_name(run.name.removesuffix(SUFFIX))
     path = run.with_name(run.name + SUFFIX) / _SETTINGS
+    if (run / "module.json").is_file():
+        shutil.rmtree(path.parent, ignore_errors=True)  # where it was killed just before that
+        raise InputError(f"{run} is finished: there is nothing to go on with")
     if not path.is_file():
-        if run.exists():
-            raise InputError(f"{run} is finished: there is nothing to go on with")
         raise InputError(
             f"there is no unfinished run {run}{did_you_mean_path(path.parent)}; only runs with "
             "unfreeze are saved on the way, once they train the network"

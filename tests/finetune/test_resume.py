@@ -64,8 +64,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert sorted(os.listdir("runs")) == ["big-001", "latest"]
     assert os.readlink("runs/latest") == "big-001"
     assert sorted(os.listdir()) == ["big", "cache", "runs", "whole"]
+    Path("runs/big-001.unfinished").mkdir()  # as if it had been killed before it removed that
+    Path("runs/big-001.unfinished/settings.json").write_text("{}")
     with pytest.raises(InputError, match="is finished: there is nothing to go on with"):
         jg.finetune(resume="runs/big-001")
+    assert sorted(os.listdir("runs")) == ["big-001", "latest"]
 
 
 @pytest.mark.slow
