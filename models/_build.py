@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jgraph._arrays import from_numpy
 from jgraph._errors import ModuleWeightsError
 from jgraph.models._layers import kernel_std
 from jgraph.models._network import PictureNetwork
@@ -60,7 +60,7 @@ def new_network(make: Callable[..., N], config: Any, rngs: nnx.Rngs) -> N:
             value = next(draws).reshape(shape) * np.float32(kernel_std(shape))
         else:
             value = np.full(shape, _CONSTANTS[str(path[-1])], np.float32)
-        new.append((path, variable.replace(jnp.asarray(value))))
+        new.append((path, variable.replace(from_numpy(value))))
     nnx.update(model, nnx.from_flat_state(new))
     return model
 

@@ -9,6 +9,7 @@ import abc
 import dataclasses
 from typing import Any, Literal, Protocol, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,7 +24,9 @@ Pictures = (
 )
 
 # Uniform between plus and minus the inverse square root of the number of classes.
-_CLASSIFIER_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+_CLASSIFIER_INIT = jax.jit(
+    nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform"), static_argnums=(1, 2)
+)
 
 # Whose version of a network: torchvision's, which is timm's too, or that of keras.applications.
 # Their weights fit only the version they were trained in.

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(jgraph.__file__).parent
 # A part may import the parts of lower layers, and nothing of its own layer but itself.
 LAYERS = (
     {
+        "_arrays",
         "_cache",
         "_collection",
         "_digests",

@@ -13,5 +13,3 @@ from jgraph.distribute._initialize import initialize as initialize
 from jgraph.distribute._one_device import OneDevice as OneDevice
 from jgraph.distribute._pmap import Pmap as Pmap
 from jgraph.distribute._strategy import Strategy as Strategy
-from jgraph.distribute._strategy import host_copy as host_copy
-from jgraph.distribute._strategy import own as own

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jgraph._arrays import host_copy, own
 from jgraph._errors import InputError
 from jgraph.distribute._batches import Batches
 from jgraph.graph import Body, Output, named_variables
@@ -20,8 +21,6 @@ _T = TypeVar("_T")
 
 DATA = "data"
 """The grid's axis that batches are split over."""
-
-_ALIGNMENT = 64  # bytes; what XLA's CPU backend takes without copying
 
 
 class Strategy:
@@ -184,30 +183,6 @@ def first_devices(n: int | None) -> list[Any]:
             "--xla_force_host_platform_device_count=8 before Python starts"
         )
     return devices[:n]
-
-
-def own(leaf: Any) -> jax.Array:
-    """Copy an array, so that donating it can't take its earlier owner's away.
-
-    A weak type is made strong: it would change after the first step, and compile twice.
-    """
-    array = jnp.asarray(leaf)
-    return jnp.array(array, dtype=array.dtype, copy=True)
-
-
-def host_copy(x: Any) -> Any:
-    """Copy what a pipeline may fill anew: device_put may alias numpy's memory on CPU.
-
-    It does so even with may_alias=False, and a batch that is still in use would change. It aliases
-    only what is aligned, so an aligned copy is the only one that is made.
-    """
-    if not isinstance(x, np.ndarray) or not x.dtype.isnative or x.dtype.hasobject:
-        return x
-    memory = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    np.copyto(copy, x)
-    return copy
 
 
 def dotted(path: str) -> str:

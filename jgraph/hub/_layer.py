@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jgraph._arrays import from_numpy
 from jgraph._errors import InputError
 from jgraph._replicas import replica_axis
 from jgraph._suggest import did_you_mean
@@ -99,7 +100,7 @@ def make_layer(
             variable_type = KINDS[entries[key]["kind"]]
             if is_param[key] and not _is_trainable(key, globs):
                 variable_type = Frozen
-            variables[key] = variable_type(jnp.asarray(module.weights[key]))
+            variables[key] = variable_type(from_numpy(module.weights[key]))
         else:
             variables[key] = make_stream(entries[key], key, rngs)
     grow(made, {key.removeprefix(below): variable for key, variable in variables.items()})

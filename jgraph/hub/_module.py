@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jgraph._arrays import from_numpy
 from jgraph._errors import (
     GraphFormatError,
     InputError,
@@ -95,7 +96,7 @@ class Module:
     def params(self) -> dict[str, jax.Array]:
         """The weights that training changes, by key."""
         kinds = self._kinds
-        return {k: jnp.asarray(v) for k, v in self.weights.items() if kinds[k] is nnx.Param}
+        return {k: from_numpy(v) for k, v in self.weights.items() if kinds[k] is nnx.Param}
 
     @functools.cached_property
     def state(self) -> dict[str, jax.Array]:
@@ -104,7 +105,7 @@ class Module:
         The streams, such as dropout's, are new ones of seed 0.
         """
         kinds, rngs = self._kinds, nnx.Rngs(0)
-        stored = {k: jnp.asarray(v) for k, v in self.weights.items() if kinds[k] is not nnx.Param}
+        stored = {k: from_numpy(v) for k, v in self.weights.items() if kinds[k] is not nnx.Param}
         entries = self.manifest.get("variables", {})
         streams = {
             key: make_stream(entries[key], key, rngs).get_value()

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jgraph._arrays import host_copy
 from jgraph._errors import InputError
-from jgraph.distribute import Strategy, host_copy
+from jgraph.distribute import Strategy
 
 _END = object()
 _SMALL = 1 << 18  # bytes of a batch; where device_put, which need not copy again, becomes faster

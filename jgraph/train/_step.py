@@ -13,11 +13,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jgraph._arrays import own
 from jgraph._eager import jit_is_off
 from jgraph._errors import InputError
 from jgraph._replicas import replica_key
 from jgraph.debug import describe_bad, explained, locate
-from jgraph.distribute import Strategy, own
+from jgraph.distribute import Strategy
 from jgraph.graph import Function, Graph, function, module_scopes, synchronised
 from jgraph.train._carry import WINDOW, Carry, Flat, Health, State, as_leaf, as_numbers
 from jgraph.train._gradients import gradients
@@ -253,9 +254,7 @@ class Step:
         """Return the carry; the first time it is made, and `batch` tells which sums there are."""
         if self._carry is None:
             arrays = self._with_restored(self._flat.pack(self._start(batch, stacked=stacked)))
-            # Copies, since the steps donate them: the caller's arrays stay.
-            put = self._strategy.put if self._strategy else _own_tree
-            self._carry = nnx.Variable(put(arrays))
+            self._carry = nnx.Variable(self._strategy.put(arrays) if self._strategy else arrays)
             self._restored = {}
         return self._carry
 
@@ -269,7 +268,7 @@ class Step:
             if all(windows):
                 saved = {name: array_type(x) for name, x in windows[0].items()}
                 check_arrays(saved, windows[1], source="the window of the log that it was saved in")
-        return arrays | {n: jnp.asarray(x) for n, x in self._restored.items() if n in arrays}
+        return arrays | {n: own(x) for n, x in self._restored.items() if n in arrays}
 
     def _start(self, batch: Any, *, stacked: bool) -> Carry:
         params, rest = self._first
@@ -283,14 +282,14 @@ class Step:
         return self._first_carry(window)
 
     def _first_carry(self, window: Measured) -> Carry:
-        @jax.jit  # one program: an optimizer's zeros are one for each shape otherwise
-        def first_state(params: Leaves, rest: Leaves) -> State:
-            params, rest = (tuple(map(own, leaves)) for leaves in (params, rest))
-            opt_leaves = tuple(jax.tree.leaves(self._init_optimizer(params)))
-            return State(params, rest, opt_leaves, params if self._average is not None else ())
-
+        # Copies, since the steps donate them: the caller's arrays stay.
+        params, rest = (tuple(map(own, leaves)) for leaves in self._first)
+        average = tuple(map(own, params)) if self._average is not None else ()
+        # One program, since an optimizer's zeros are one for each shape otherwise; what it returns
+        # is never what it was given.
+        optimizer = tuple(jax.tree.leaves(jax.jit(self._init_optimizer)(params)))
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
-        return Carry(first_state(*self._first), window, health)
+        return Carry(State(params, rest, optimizer, average), window, health)
 
     def _good_carry(self, arrays: dict[str, Any]) -> Carry:
         """Return the carry as before the first bad step, but for the optimizer's bad numbers."""

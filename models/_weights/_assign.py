@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jgraph._arrays import from_numpy
 from jgraph._errors import ModuleWeightsError
 from jgraph.models._weights._tables import TensorName, WeightNames
 
@@ -186,4 +187,4 @@ def _misfit(name: str, value: np.ndarray, wanted: jax.Array | jax.ShapeDtypeStru
 
 
 def _to_device(value: np.ndarray, variable: nnx.Variable) -> jax.Array:
-    return jnp.asarray(value, variable.get_value().dtype)
+    return from_numpy(value, variable.get_value().dtype)

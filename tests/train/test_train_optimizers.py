@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import jgraph as jg
 
@@ -44,3 +47,19 @@ def test_a_run_of_one_step_learns_something():
 def test_no_step_is_refused():
     with pytest.raises(jg.InputError, match="steps must be at least 1, got 0"):
         jg.train.adamw(0.1, 0)
+
+
+def test_an_optimizer_may_begin_with_the_params_themselves():
+    def update(updates, state, params=None, **_):
+        pulled = jax.tree.map(lambda u, p, s: -0.1 * u - 0.5 * (p - s), updates, params, state[0])
+        return pulled, state
+
+    towards_the_start = optax.GradientTransformation(lambda params: (params, params), update)
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    before = jax.device_get(model.kernel[...])
+    step = jg.train.make_step(model, lambda m, b: m(b["x"]) ** 2, towards_the_start)
+    batch = {"x": np.ones((4, 2), np.float32)}
+    losses = [float(step(batch)["loss"]) for _ in range(3)]
+    assert losses[2] < losses[0]
+    assert (model.kernel[...] == before).all()  # until step.model is read
+    assert not (step.model.kernel[...] == before).all()

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jgraph._arrays import own
 from jgraph._errors import InputError
-from jgraph.distribute import own
 from jgraph.graph import named_variables
 from jgraph.train._step import Step
 
