@@ -132,9 +132,9 @@ class Saver:
         before, now = found.info["processes"], jax.process_count()
         if self._train.per_host and before != now:
             _logger.warning(
-                "step %d was saved by %d processes, each with data of its own, and now there are "
-                "%d: the run goes on after batch %d of epoch %d of each, which is where it was if "
-                "all batches of a step together are what they were",
+                "step %d was saved by %d processes, each with data of its own, and this run has "
+                "%d: it goes on after batch %d of epoch %d of each, which is where it was if all "
+                "batches of a step together are what they were",
                 *(found.step, before, now, *reversed(found.info["position"])),
             )
 
