@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -35,9 +35,9 @@ class Batches:
 
 
 class Prefetch:
-    """Iterate on a background thread, 2 batches ahead; a context manager that ends it.
+    """Iterate on a background thread, some batches ahead; a context manager that ends it.
 
-    Up to 16 ahead where batches have less than 256 KiB.
+    Eight times as many where batches have less than 256 KiB.
 
     In debug mode it iterates in place, so that breakpoints in the pipeline are hit on
     the main thread, in order.
@@ -45,12 +45,23 @@ class Prefetch:
     Args:
         batches: what to iterate.
         transfer: applied to each batch on the thread.
+        ahead: how many batches.
+        threaded: False iterates in place, for batches that processes agree on, and closes a
+            generator at the end.
     """
 
-    def __init__(self, batches: Iterable[Any], transfer: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        transfer: Callable[[Any], Any],
+        *,
+        ahead: int = _DEPTH,
+        threaded: bool = True,
+    ) -> None:
         self._batches = iter(batches)
         self._transfer = transfer
-        self._is_threaded = not jit_is_off()
+        self._is_threaded = threaded and not jit_is_off()
+        self._closes = not threaded
         self._is_closed = False
         # Two queues and a thread: an executor with a future per batch takes 60 us more. A token is
         # for as many batches as are placed at a time.
@@ -59,7 +70,7 @@ class Prefetch:
         self._burst, self._taken = 0, 0
         self._thread: Thread | None = None
         if self._is_threaded:
-            for _ in range(_DEPTH):
+            for _ in range(ahead):
                 self._wanted.put(None)
             # A daemon: a pipeline that hangs must not keep the interpreter from its end.
             self._thread = Thread(target=self._work, name="jgraph-prefetch", daemon=True)
@@ -75,6 +86,13 @@ class Prefetch:
         # pipeline that hangs must not keep an error or Ctrl-C from its caller for long.
         if self._thread is not None:
             self._thread.join(_WAIT_SECONDS)
+        if self._closes and isinstance(self._batches, Generator):
+            self._batches.close()
+
+    @property
+    def ready(self) -> int:
+        """How many batches, the end among them, needn't be waited for."""
+        return self._ready.qsize()
 
     def __iter__(self) -> Iterator[Any]:
         return self

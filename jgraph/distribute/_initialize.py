@@ -123,6 +123,12 @@ def _from_environment(
             f"{', '.join(_VARIABLES)} go together, or the arguments of their names; "
             f"missing: {', '.join(missing)}"
         )
+    started = _whole(_VARIABLES[1], texts[1])
+    if started is not None and count != started:
+        raise InputError(
+            f"the program must be {count} processes, and {_VARIABLES[1]} says that {started} were "
+            f"started; start as many, as with jgraph launch --processes {count}"
+        )
     if count is not None and number is not None and not 0 <= number < count:
         raise InputError(f"process_id must be from 0 to {count - 1}, got {number}")
     return address, count, number

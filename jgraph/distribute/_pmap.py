@@ -36,16 +36,22 @@ class Pmap(Strategy):
         n: how many devices; None takes all.
 
     Raises:
-        InputError: there are fewer devices, or (when a step is traced) a batch's arrays have
-            different numbers of examples, the new state would differ between replicas, or so
-            would a result that has no axis of examples.
+        InputError: there are fewer devices, or they are of several processes, or (when a step is
+            traced) a batch's arrays have different numbers of examples, the new state would differ
+            between replicas, or so would a result that has no axis of examples.
 
     Source:
         `jax.pmap`; `tf.distribute.MirroredStrategy`.
     """
 
     def __init__(self, n: int | None = None) -> None:
-        super().__init__(first_devices(n))
+        devices = first_devices(n)
+        if len({device.process_index for device in devices}) > 1:
+            raise InputError(
+                "Pmap must have the devices of one process, got those of "
+                f"{jax.process_count()}; DataParallel runs on all of them"
+            )
+        super().__init__(devices)
 
     def put_batch(self, batch: Any) -> Any:
         """Place one batch: all its arrays are split along their first axis, or none is."""

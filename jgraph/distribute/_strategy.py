@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -115,6 +116,23 @@ class Strategy:
         """Place several batches stacked along a new first axis: each is split as `put_batch`."""
         return jax.tree.map(lambda x: self._put_rows(x, 1), batches)
 
+    def put_part(self, batch: _T, axis: int = 0) -> _T:
+        """Place a batch of which each process has its own rows, in the order of the processes.
+
+        Args:
+            batch: this process's part; `is_split_by_process` holds for its rows.
+            axis: of the examples; 1 for several batches stacked.
+        """
+        return jax.tree.map(lambda x: self._put_own_rows(x, axis), batch)
+
+    def is_split_by_process(self, rows: int) -> bool:
+        """Return whether the devices of each process take the rows that it brings, and no others.
+
+        Args:
+            rows: that each process brings.
+        """
+        return _is_split_by_process(self._named(PartitionSpec(DATA)), self.num_shards, rows)
+
     def batches(self, data: Iterable[Any]) -> Batches:
         """Place batches while the program works on the ones before.
 
@@ -154,6 +172,24 @@ class Strategy:
         split = len(shape) > axis and shape[axis] and shape[axis] % self.num_shards == 0
         spec = PartitionSpec(*[None] * axis, DATA) if split else PartitionSpec()
         return _put_whole(host_copy(x), self._named(spec))
+
+    def _put_own_rows(self, x: Any, axis: int) -> Any:
+        if np.ndim(x) <= axis:
+            return self._put_rows(x, axis)
+        shape = list(np.shape(x))
+        shape[axis] *= jax.process_count()
+        sharding = self._named(PartitionSpec(*[None] * axis, DATA))
+        return jax.make_array_from_process_local_data(sharding, x, tuple(shape))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_split_by_process(sharding: jax.sharding.Sharding, shards: int, rows: int) -> bool:
+    total = rows * jax.process_count()
+    if not rows or total % shards:
+        return False
+    places = sharding.devices_indices_map((total,))
+    bounds = ((device.process_index, *of[0].indices(total)[:2]) for device, of in places.items())
+    return all(rows * p <= start and stop <= rows * (p + 1) for p, start, stop in bounds)
 
 
 def _put_whole(x: Any, sharding: jax.sharding.Sharding) -> Any:

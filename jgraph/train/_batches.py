@@ -25,6 +25,12 @@ class Work(NamedTuple):
     batch: Any
 
 
+class Part(NamedTuple):
+    """One process's rows of a batch; every other brings as many of the same kind."""
+
+    batch: Any
+
+
 class Position(NamedTuple):
     """Where in the data a run is: steps taken, the epoch, and batches taken of it."""
 
@@ -62,7 +68,7 @@ class Cycle:
         done, epoch, skipped = self._start
         while done < self._max_steps:
             before = done
-            for batch in _epoch(self._data, epoch, skipped):
+            for batch in epoch_of(self._data, epoch, skipped):
                 yield batch
                 done += 1
                 if done == self._max_steps:
@@ -77,7 +83,18 @@ class Cycle:
             self._begun.append((done, epoch))
 
 
-def _epoch(data: Any, number: int, start: int) -> Iterator[Any]:
+def epoch_of(data: Any, number: int, start: int, *, short: bool = False) -> Iterator[Any]:
+    """Return the batches of an epoch but for the first ones.
+
+    Args:
+        data: as `Cycle` takes it.
+        number: the epoch's.
+        start: how many to leave out.
+        short: whether there may be fewer.
+
+    Raises:
+        InputError: there are fewer.
+    """
     if hasattr(data, "epoch"):
         if start and "start" in inspect.signature(data.epoch).parameters:
             return iter(data.epoch(number, start=start))
@@ -86,6 +103,8 @@ def _epoch(data: Any, number: int, start: int) -> Iterator[Any]:
         batches = iter(data)
     for i in range(start):
         if next(batches, _END) is _END:
+            if short:
+                break
             raise InputError(
                 f"train data must be what it was when the checkpoint was saved: of epoch {number} "
                 f"{start} batches were taken, and now it has {i}"
@@ -117,6 +136,8 @@ def _kind(x: Any) -> tuple[Any, ...]:
 def put(batch: Any, strategy: Strategy | None) -> Any:
     """Copy a batch to where the strategy wants it, or to the default device."""
     if strategy is not None:
+        if isinstance(batch, Part):
+            return strategy.put_part(batch.batch)
         return strategy.put_batch(batch)
     size = sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(batch))
     place = _place if size < _SMALL else jax.device_put
@@ -132,5 +153,7 @@ def _place(batch: Any) -> Any:
 def put_work(work: Work, strategy: Strategy | None) -> Work:
     """Copy the batches of a call to the device."""
     if work.steps > 1 and strategy is not None:
+        if isinstance(work.batch, Part):
+            return Work(work.steps, strategy.put_part(work.batch.batch, axis=1))
         return Work(work.steps, strategy.put_batches(work.batch))
     return Work(work.steps, put(work.batch, strategy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jgraph.distribute import Prefetch, Strategy
 from jgraph.graph import function, module_scopes, synchronised
 from jgraph.train._batches import put
 from jgraph.train._objective import LossFn, Measured, measure
+from jgraph.train._per_host import is_joined
 from jgraph.train._state import Binding, Leaves, bind
 
 # Per function, per structure of the model: evaluating again compiles nothing. Weak, so that a
@@ -157,7 +159,8 @@ def _run(
 ) -> Iterator[Any]:
     """Yield the fetched result for each batch, one batch late: the device works on the next."""
     waiting: list[Any] = []
-    with Prefetch(data, lambda batch: put(batch, strategy)) as batches:
+    place, threaded = partial(put, strategy=strategy), not is_joined(data)
+    with Prefetch(data, place, threaded=threaded) as batches:
         for batch in batches:
             waiting.append(run(params, rest, batch))
             if len(waiting) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import optax
@@ -17,6 +18,7 @@ from jgraph.train._callbacks import Callback
 from jgraph.train._checkpoint import Checkpoint
 from jgraph.train._make_step import make_step
 from jgraph.train._objective import LossFn
+from jgraph.train._per_host import is_joined, joined
 from jgraph.train._run import Run
 from jgraph.train._saver import Saver
 from jgraph.train._specs import EvalSpec, Metric, TrainResult, TrainSpec
@@ -107,6 +109,8 @@ def train_and_evaluate(
     evals = dict(evals or {})
     check_arguments(model, optimizer, train, evals, best)
     metric = _best_metric(best, checkpoint, evals)
+    train = joined(train, strategy)
+    evals = {name: joined(spec, strategy) for name, spec in evals.items()}
     step = make_step(
         model,
         loss_fn,
@@ -126,7 +130,8 @@ def train_and_evaluate(
             for callback in callbacks:
                 callback.on_start(train.max_steps)
             saver.tell_callbacks()
-            with Prefetch(batches, lambda work: put_work(work, strategy)) as calls:
+            place, threaded = partial(put_work, strategy=strategy), not is_joined(train.data)
+            with Prefetch(batches, place, threaded=threaded) as calls:
                 while not run.is_over:
                     run.advance(next(calls))
                     if not run.is_over:

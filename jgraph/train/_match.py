@@ -9,6 +9,12 @@ from typing import Any
 from jgraph._errors import CheckpointMismatchError, InputError
 from jgraph._suggest import did_you_mean
 
+_OPTIMIZER = "optimizer"
+_SHOWN = 5  # differences of an optimizer's arrays: it is another one, and they follow from that
+_OPTIMIZER_REMEDY = (
+    "take the optimizer that wrote it, or only the other parts along, as "
+    'jg.Checkpoint(…, restore="model") does'
+)
 _REMEDY = (
     "make the program the one that wrote it, or take only some parts along, as "
     'jg.Checkpoint(…, restore="model") does where the optimizer has changed'
@@ -26,11 +32,7 @@ def part_of(name: str) -> str:
 
 
 def check_arrays(
-    saved: Mapping[str, Sequence[Any]],
-    wanted: Mapping[str, Any],
-    *,
-    source: str,
-    remedy: str = _REMEDY,
+    saved: Mapping[str, Sequence[Any]], wanted: Mapping[str, Any], *, source: str
 ) -> None:
     """Refuse a checkpoint whose arrays aren't those of the program.
 
@@ -38,26 +40,32 @@ def check_arrays(
         saved: `[dtype, shape]` of each saved array, by path.
         wanted: the program's arrays, by path.
         source: the checkpoint, for the message.
-        remedy: what to do, for the message.
 
     Raises:
-        CheckpointMismatchError: every array that is missing, extra or of another kind is named.
+        CheckpointMismatchError: every array that is missing, extra or of another kind is named;
+            the first five where all are the optimizer's.
     """
     extra = [name for name in saved if name not in wanted]
-    faults = []
+    faults = {}
     for name, array in wanted.items():
         want = _shown(*array_type(array))
         if name not in saved:
-            faults.append(f"missing: {name} {want}{did_you_mean(name, extra)}")
+            faults[name] = f"missing: {name} {want}{did_you_mean(name, extra)}"
         elif _shown(*saved[name]) != want:
-            faults.append(f"of another kind: {name} is {_shown(*saved[name])}, not {want}")
-    faults += [f"extra: {name} {_shown(*saved[name])}" for name in extra]
-    if faults:
-        lines = "\n  ".join(faults)
-        raise CheckpointMismatchError(
-            f"the checkpoint must hold the arrays of this program, but {source} does not fit; "
-            f"{remedy}:\n  {lines}"
-        )
+            faults[name] = f"of another kind: {name} is {_shown(*saved[name])}, not {want}"
+    faults |= {name: f"extra: {name} {_shown(*saved[name])}" for name in extra}
+    if not faults:
+        return
+    lines = list(faults.values())
+    if {part_of(name) for name in faults} == {_OPTIMIZER}:
+        if len(lines) > _SHOWN:
+            lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more"]
+        what = f"the optimizer has changed, {source} holds the arrays of another"
+        remedy = _OPTIMIZER_REMEDY
+    else:
+        what = f"the checkpoint must hold the arrays of this program, but {source} does not fit"
+        remedy = _REMEDY
+    raise CheckpointMismatchError("\n  ".join((f"{what}; {remedy}:", *lines)))
 
 
 def check_parts(parts: Collection[str], known: Collection[str], source: str) -> None:

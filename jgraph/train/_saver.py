@@ -120,12 +120,23 @@ class Saver:
             arrays |= {n: arrays[model + n.removeprefix(prefix)] for n in names}
         self._step.restore(arrays)
         self._checkpoint.go_on_from(found)
+        self._warn_of_processes(found)
         self._run.resume(found.step, found.info["history"], found.info["best"], best)
         self._tell(found.step)
         self._data = Cycle(
             self._train.data, self._train.max_steps, Position(found.step, *found.info["position"])
         )
         return self._data
+
+    def _warn_of_processes(self, found: Manifest) -> None:
+        before, now = found.info["processes"], jax.process_count()
+        if self._train.per_host and before != now:
+            _logger.warning(
+                "step %d was saved by %d processes, each with data of its own, and this run has "
+                "%d: it goes on after batch %d of epoch %d of each, which is where it was if all "
+                "batches of a step together are what they were",
+                *(found.step, before, now, *reversed(found.info["position"])),
+            )
 
     def tell_callbacks(self) -> None:
         """Give callbacks what they knew when the checkpoint was saved."""

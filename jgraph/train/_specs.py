@@ -25,6 +25,13 @@ class TrainSpec:
         steps_per_call: steps that one call to the device runs, at least 1, for steps so short
             that calling them takes the time. It must divide `log_every` and the evaluations'
             `every_steps`.
+        per_host: where several processes run, whether `data` is this process's own. The batch of
+            a step is then what the processes have for it, their rows one after the other, and
+            all numbers are those of one process that is given such batches. Processes may have
+            different numbers of batches and of rows: one without a batch adds no rows, and an
+            epoch ends with the longest data. A step whose rows differ, or aren't divided by the
+            devices, sends all of its batch to every process: rare is cheap. Else every process
+            gives the same batches, and takes the rows of its own devices.
 
     Raises:
         InputError: a number below 1, or `steps_per_call` doesn't divide `log_every`.
@@ -39,6 +46,7 @@ class TrainSpec:
     log_every: int = 50
     accumulate: int = 1
     steps_per_call: int = 1
+    per_host: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "log_every", "accumulate", "steps_per_call"):
@@ -67,6 +75,7 @@ class EvalSpec:
         data: any re-iterable of batches; one pass is one evaluation.
         every_steps: steps between evaluations, at least 1; None evaluates after the last step
             only. The last step is always followed by an evaluation.
+        per_host: whether `data` is this process's own, as in `TrainSpec`; a process may have none.
 
     Raises:
         InputError: `every_steps` below 1.
@@ -78,6 +87,7 @@ class EvalSpec:
 
     data: Iterable[Any]
     every_steps: int | None = None
+    per_host: bool = False
 
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 1:

@@ -16,8 +16,6 @@ from jaxtyping import Array
 
 import jgraph as jg
 
-collect_ignore = ["programs"]  # what tests start as processes of their own
-
 Batch = dict[str, np.ndarray]
 
 CLASSES, TOKENS, WIDTH = 4, 32, 16

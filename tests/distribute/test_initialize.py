@@ -24,6 +24,8 @@ def test_half_of_the_variables_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         jg.distribute.initialize()
     with pytest.raises(InputError, match="heartbeat_secs must be at least 1, got 0"):
         jg.distribute.initialize(heartbeat_secs=0)
+    with pytest.raises(InputError, match=r"must be 3 .* JGRAPH_NUM_PROCESSES says that 2"):
+        jg.distribute.initialize(num_processes=3)
 
 
 @pytest.fixture(autouse=True)

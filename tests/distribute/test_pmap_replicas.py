@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 import jgraph as jg
-from jgraph.distribute import DataParallel, OneDevice, Pmap, Strategy
+from jgraph.distribute import DataParallel, OneDevice, Pmap, Strategy, _pmap
 from jgraph.losses import mean
 
 # Through jax.pmap, and nothing else.
@@ -237,3 +238,10 @@ def test_arrays_of_different_lengths_stop_a_run(tasks: Any) -> None:
             train=jg.TrainSpec(batches, 1),
             strategy=Pmap(),
         )
+
+
+def test_devices_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [SimpleNamespace(process_index=number) for number in (0, 1)]
+    monkeypatch.setattr(_pmap, "first_devices", lambda n: devices)
+    with pytest.raises(jg.InputError, match=r"devices of one process, .*; DataParallel"):
+        jg.distribute.Pmap()

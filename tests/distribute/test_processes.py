@@ -2,108 +2,70 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import jgraph as jg
+from benchmarks import hosts
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).parent / "programs" / "train.py"
-ROOT = Path(jg.__file__).parents[1]
-# An end is seen within this, on a machine that does other things too.
-SECONDS = 5.0
-
-
-def environment(place: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-    }
-
-
-def launch(
-    place: Path, processes: int, *arguments: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    command = ["launch", "--processes", str(processes), str(PROGRAM), *arguments]
-    found = subprocess.run(
-        [sys.executable, "-m", "jgraph._cli", *command],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=environment(place),
-        check=False,
-    )
-    assert found.returncode == code, found.stdout + found.stderr
-    return found
-
-
-def curve(folder: Path, count: int) -> list[dict[str, float]]:
-    return json.loads((folder / f"result-{count}.json").read_text())
-
-
-def assert_close(found: list[dict[str, float]], want: list[dict[str, float]]) -> None:
-    assert [(row["step"], row["set"]) for row in found] == [(r["step"], r["set"]) for r in want]
-    for row, other in zip(found, want, strict=True):
-        np.testing.assert_allclose(row["loss"], other["loss"], rtol=0, atol=2e-6)
+FAILURES = {failure.how: failure for failure in hosts.FAILURES}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> hosts.Curve:
     """The curve of one process."""
-    place = tmp_path_factory.mktemp("alone")
-    launch(place, 1, "one", str(place / "run"), "12")
-    return curve(place / "run", 1)
+    return hosts.train(tmp_path_factory.mktemp("alone") / "run", 1, "one")
 
 
-def test_two_processes_equal_one_and_each_other(
-    tmp_path: Path, alone: list[dict[str, float]]
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    launch(tmp_path, 2, "data_parallel", str(first), "12")
-    launch(tmp_path, 2, "data_parallel", str(second), "12")
-    assert curve(first, 2) == curve(second, 2)
-    assert_close(curve(first, 2), alone)
+def test_two_processes_equal_one_and_each_other(tmp_path: Path, alone: hosts.Curve) -> None:
+    first, second = (hosts.train(tmp_path / name, 2, "data_parallel") for name in "ab")
+    assert first == second
+    assert hosts.difference(first, alone) <= hosts.TOLERANCE
 
 
-def test_a_run_goes_on_with_another_number_of_processes(
-    tmp_path: Path, alone: list[dict[str, float]]
-) -> None:
-    launch(tmp_path, 2, "fsdp", str(tmp_path), "6")
-    launch(tmp_path, 1, "one", str(tmp_path), "12")
-    assert_close(curve(tmp_path, 1), alone)
-
-
-@pytest.mark.parametrize(
-    ("failure", "code", "words"),
-    [
-        ("raise", 1, "RuntimeError: a bug of one process"),
-        ("exit", 3, "process 1 failed with exit code 3"),
-        ("kill", 137, "process 1 failed by SIGKILL"),
-    ],
-)
-def test_one_that_fails_ends_all(tmp_path: Path, failure: str, code: int, words: str) -> None:
+def test_a_run_goes_on_with_fewer_processes(tmp_path: Path, alone: hosts.Curve) -> None:
     run = tmp_path / "run"
-    found = launch(tmp_path, 2, "data_parallel", str(run), "500", failure, code=code)
-    ended = time.time()
-    assert ended - float((run / "failed").read_text()) < SECONDS
-    assert words in "\n".join(found.stderr.splitlines()[-3:])
+    for processes, strategy, steps in ((4, "fsdp", 4), (2, "data_parallel", 8), (1, "one", 12)):
+        end = hosts.launch(processes, strategy, str(run), str(steps))
+        assert end.code == 0, end.text
+    assert hosts.difference(hosts.curve(run, 1), alone) <= hosts.TOLERANCE
+
+
+def test_data_of_their_own_counts_as_if_joined(tmp_path: Path) -> None:
+    """4, 3 and 0 batches, and last ones of 13 and 9 rows; then one process goes on."""
+    joined = hosts.train(tmp_path / "joined", 1, "one", "--hosts", "3")
+    run = tmp_path / "run"
+    end = hosts.launch(3, "data_parallel", str(run), "6", "--hosts", "3")
+    assert end.code == 0, end.text
+    end = hosts.launch(1, "one", str(run), str(hosts.STEPS), "--hosts", "3")
+    assert "step 6 was saved by 3 processes, each with data of its own, and this run has 1" in (
+        end.text
+    )
+    assert "goes on after batch 2 of epoch 1 of each" in end.text
+    assert hosts.difference(hosts.curve(run, 1), joined) <= hosts.TOLERANCE
+
+
+@pytest.mark.parametrize(("how", "process"), [("raise", 1), ("exit", 1), ("kill", 1), ("kill", 0)])
+def test_one_that_fails_ends_all(tmp_path: Path, how: str, process: int) -> None:
+    run = tmp_path / "run"
+    asked = ("--fail", how, "--process", str(process))
+    end = hosts.launch(2, "data_parallel", str(run), "500", *asked)
+    assert end.code == FAILURES[how].code, end.text
+    assert hosts.seconds_since_failure(run, end) < hosts.SECONDS
+    assert FAILURES[how].words.format(process=process) in hosts.last_words(end)
 
 
 def test_sigterm_to_one_saves_the_same_step_in_all(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    found = launch(tmp_path, 2, "data_parallel", str(run), "500", "term", code=42)
-    said = [line for line in found.stderr.splitlines() if "stopped by SIGTERM" in line]
+    end = hosts.launch(2, "data_parallel", str(run), "500", "--fail", "term")
+    assert end.code == 42, end.text
+    said = [line for line in end.text.splitlines() if "stopped by SIGTERM" in line]
     assert len(said) == 2
     assert len({line.partition("saved after step ")[2].split()[0] for line in said}) == 1
     step = jg.Checkpoint(run / "checkpoints").steps()[-1]
@@ -117,7 +79,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        env=environment(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(hosts.ROOT)},
         check=False,
     )
     assert alone.returncode == 1

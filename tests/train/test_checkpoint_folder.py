@@ -290,6 +290,8 @@ def test_steps_beyond_the_one_gone_on_from_are_set_aside(tmp_path: Path) -> None
     saved(tmp_path, 15, keep=1)
     assert restored_step(tmp_path) == 15
     assert (tmp_path / "00000020.aside" / "manifest.json").is_file()
+    saved(tmp_path, 25, keep=1)  # the run has come as far again
+    assert os.listdir(tmp_path) == ["00000025"]
 
 
 def test_the_best_survives_damage_to_others(tmp_path: Path) -> None:

@@ -304,11 +304,15 @@ def test_another_optimizer_is_refused_and_the_model_can_be_taken(tmp_path: Path)
     sgd = optax.sgd(0.0, momentum=0.9)
     with pytest.raises(CheckpointMismatchError) as error:
         train(tmp_path, optimizer=sgd)
-    assert "extra: optimizer[0].mu['first']['kernel'] float32[3,8]" in str(error.value)
+    first, *lines = str(error.value).splitlines()
+    assert first.startswith("the optimizer has changed")
+    assert 'restore="model"' in first
     assert "missing: optimizer[0].trace['first']['kernel'] float32[3,8]; did you" in str(
         error.value
     )
-    assert 'restore="model"' in str(error.value)
+    assert len(lines) == 6
+    assert lines[-1].strip().startswith("and ")
+    assert lines[-1].endswith(" more")
     train(tmp_path, StopAt(25, kill), optimizer=sgd, restore=["model", "average"])
     last = jg.Checkpoint(tmp_path).restore()
     assert last is not None

@@ -3,7 +3,8 @@
     DIR/00001200/arrays/…        what Orbax writes
     DIR/00001200/manifest.json   every file with its SHA-256, every array with its type; last
 
-Names of whole steps are digits; "00001300.aside" was set aside and doesn't count.
+Names of whole steps are digits; "00001300.aside" was set aside and doesn't count, and goes once a
+step as late has been saved.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ARRAYS = "arrays"
 MANIFEST = "manifest.json"
 FORMAT = "jgraph-checkpoint"
 VERSION = 1
+_ASIDE = ".aside"
 
 _KINDS = {
     "step": int,
@@ -156,7 +158,7 @@ def make(root: Path, step: int) -> None:
         for other in (s for s in steps_in(root) if s >= step):
             folder = step_folder(root, other)
             if is_whole(root, other):
-                aside = folder.with_name(f"{folder.name}.aside")
+                aside = folder.with_name(f"{folder.name}{_ASIDE}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
             else:
@@ -169,7 +171,10 @@ def make(root: Path, step: int) -> None:
 
 
 def prune(root: Path, keep: int, best: tuple[str, Literal["min", "max"]] | None) -> None:
-    """Remove all but the newest whole steps and the best one; and what isn't whole."""
+    """Remove all but the newest whole steps and the best one; and what isn't whole.
+
+    What was set aside goes, too, once the run has come as far again.
+    """
     steps = steps_in(root)
     whole = [step for step in steps if is_whole(root, step)]
     kept = set(whole[-keep:])
@@ -181,6 +186,10 @@ def prune(root: Path, keep: int, best: tuple[str, Literal["min", "max"]] | None)
         # First, so that what is half removed doesn't look whole.
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
+    for aside in root.glob(f"*{_ASIDE}"):
+        name = aside.name.removesuffix(_ASIDE)
+        if name.isdigit() and whole and int(name) <= whole[-1]:
+            shutil.rmtree(aside)
 
 
 def best_step(
