@@ -21,6 +21,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Function: ...
 @overload
 def function(
@@ -31,6 +32,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Callable[[Callable[..., Any]], Function]: ...
 def function(
     fn: Callable[..., Any] | None = None,
@@ -42,6 +44,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Compile a plain Python function over arrays, pytrees and NNX objects.
 
@@ -120,6 +123,7 @@ def function(
             strategy=strategy,
             debug=debug,
             fast_convolutions=fast_convolutions,
+            fold_batch_norms=fold_batch_norms,
         )
 
     if fn is None:
