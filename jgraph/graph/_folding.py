@@ -91,9 +91,10 @@ def find_batch_norms(jaxpr: Jaxpr) -> list[Match]:
 def _folds(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name != "conv_general_dilated":
         return False
-    (x, kernel), (y,), params = eqn.invars, eqn.outvars, eqn.params
+    (_, kernel), (y,), params = eqn.invars, eqn.outvars, eqn.params
     highest = (lax.Precision.HIGHEST,) * 2
-    if not x.aval.dtype == kernel.aval.dtype == y.aval.dtype or y.aval.dtype not in _DTYPES:
+    dtypes = {_dtype(v) for v in (*eqn.invars, y)}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES:
         return False
     if params["precision"] not in (None, highest) or params.get("out_sharding") is not None:
         return False
@@ -136,10 +137,10 @@ def _chain(conv: JaxprEqn, uses: _Uses) -> Iterator[tuple[JaxprEqn, _Step, _Valu
 
 def _of_channels(value: _Value, y: Var, axis: int, uses: _Uses) -> _Value | None:
     """Return what is the same at all places of a channel, before it was repeated; else None."""
-    if value.aval.dtype != y.aval.dtype:
+    if _dtype(value) != _dtype(y):
         return None
     others = [size for i, size in enumerate(shape_of(value)) if i != axis]
-    if not shape_of(value) or (len(others) + 1 == y.aval.ndim and set(others) <= {1}):
+    if not shape_of(value) or (len(others) + 1 == len(shape_of(y)) and set(others) <= {1}):
         return value
     eqn = uses.made.get(value) if isinstance(value, Var) else None
     if eqn is None or eqn.primitive.name != "broadcast_in_dim" or len(eqn.invars) > 1:
@@ -174,6 +175,10 @@ def _folded(conv: Primitive, params: tuple[tuple[str, Any], ...], steps: tuple[_
         return [lax.platform_dependent(*inputs, cpu=folded, default=plain)]
 
     return jax.jit(convolution)
+
+
+def _dtype(value: _Value) -> Any:
+    return getattr(value.aval, "dtype", None)
 
 
 def _along(axis: int, ndim: int, values: jax.Array) -> jax.Array:

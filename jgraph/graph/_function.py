@@ -84,6 +84,11 @@ def function(
             does so for all functions that are compiled from then on. GPUs, TPUs, several devices,
             outer traces, and what is drawn or saved never see another convolution. The logger
             `jgraph` warns where it would more than double the time to compile.
+        fold_batch_norms: False leaves BatchNorm in evaluation mode as it is, where True folds it,
+            and any other scales and shifts of channels, into the convolution before: for CPUs,
+            float32 and float64, where the result is large beside the kernel. Results differ by
+            rounding. `JGRAPH_FOLD_BATCH_NORMS=0` in the environment does so for all functions.
+            Where it isn't done, and who never sees it, is as for `fast_convolutions`.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
