@@ -312,7 +312,8 @@ class Net(nnx.Module):
         )
         self.norms = nnx.List([nnx.BatchNorm(8, rngs=rngs) for _ in self.convs])
         for norm in self.norms:
-            assert norm.scale is not None and norm.bias is not None
+            assert norm.scale is not None
+            assert norm.bias is not None
             mean, var, scale, bias = statistics(8)
             norm.mean[...], norm.var[...], norm.scale[...], norm.bias[...] = mean, var, scale, bias
 
