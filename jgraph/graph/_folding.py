@@ -1,8 +1,8 @@
 """What scales and shifts the channels of a convolution's result, folded into the convolution.
 
 BatchNorm in evaluation mode is `(conv(x, k) - mean) * scale + bias`, with numbers for each channel
-that the convolution has no part in. That is `conv(x, k * scale) + (bias - mean * scale)`: two
-passes over the result are one, which XLA adds to what comes next.
+that the convolution has no part in. That is `conv(x, k * scale) + (bias - mean * scale)`: one
+addition is what is left to do for each number of the result.
 
 Source:
     Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient
@@ -27,8 +27,9 @@ from jgraph.graph._rewrite import Match
 
 _DTYPES = frozenset({jnp.dtype("float32"), jnp.dtype("float64")})
 _SCALES, _SHIFTS = frozenset({"mul", "div"}), frozenset({"add", "sub"})
-# The kernel is scaled in every call. Measured on one core, in three networks: without a bound that
-# takes up to 1.4 times as long as what it saves.
+# The kernel is scaled in every call, and XLA adds BatchNorm to what comes next anyway. Measured on
+# one core, in EfficientNet-Lite0, MobileNetV2 and ResNet-50: without a bound a picture takes 1.17
+# to 1.4 times as long as it did before, with this one 1.00 to 1.02.
 _LEAST_RESULTS = 32
 
 _Value: TypeAlias = Var | Literal
@@ -158,7 +159,7 @@ def _folded(conv: Primitive, params: tuple[tuple[str, Any], ...], steps: tuple[_
     def folded(x: jax.Array, kernel: jax.Array, *values: jax.Array) -> jax.Array:
         scale, shift = _scale_and_shift(steps, kernel.shape[numbers.rhs_spec[0]], values)
         kernel = kernel * _along(numbers.rhs_spec[0], kernel.ndim, scale)
-        # XLA would scale the kernel anew for each pixel that it meets.
+        # Or XLA might scale the kernel anew wherever it is read.
         kernel, shift = lax.optimization_barrier((kernel, shift))
         y = conv.bind(x, kernel, **dict(params))
         return y + _along(numbers.out_spec[1], y.ndim, shift)

@@ -530,9 +530,6 @@ def test_a_network_at_its_bound():
     graph = function(features).graph(model, x)
     assert layers(model) == 49
     assert count(fold_batch_norms(graph.jaxpr)) == 6
-    # Large kernels pay with more pictures.
-    many = jax.ShapeDtypeStruct((64, 96, 96, 3), jnp.float32)
-    assert count(fold_batch_norms(function(features).graph(model, many).jaxpr)) == 33
 
 
 @pytest.mark.parametrize("name", [NETWORKS[0], *(slow(name) for name in NETWORKS[1:])])
