@@ -94,8 +94,9 @@ def _folds(eqn: JaxprEqn) -> bool:
         return False
     (_, kernel), (y,), params = eqn.invars, eqn.outvars, eqn.params
     highest = (lax.Precision.HIGHEST,) * 2
-    dtypes = {_dtype(v) for v in (*eqn.invars, y)}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES:
+    avals = [v.aval for v in (*eqn.invars, y)]
+    dtypes = {getattr(aval, "dtype", None) for aval in avals}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES or any(map(_is_split, avals)):
         return False
     if params["precision"] not in (None, highest) or params.get("out_sharding") is not None:
         return False
@@ -138,8 +139,6 @@ def _chain(conv: JaxprEqn, uses: _Uses) -> Iterator[tuple[JaxprEqn, _Step, _Valu
 
 def _of_channels(value: _Value, y: Var, axis: int, uses: _Uses) -> _Value | None:
     """Return what is the same at all places of a channel, before it was repeated; else None."""
-    if _dtype(value) != _dtype(y):
-        return None
     others = [size for i, size in enumerate(shape_of(value)) if i != axis]
     if not shape_of(value) or (len(others) + 1 == len(shape_of(y)) and set(others) <= {1}):
         return value
@@ -178,8 +177,9 @@ def _folded(conv: Primitive, params: tuple[tuple[str, Any], ...], steps: tuple[_
     return jax.jit(convolution)
 
 
-def _dtype(value: _Value) -> Any:
-    return getattr(value.aval, "dtype", None)
+def _is_split(aval: Any) -> bool:
+    """Return whether a type says how its array is split, over an explicit mesh."""
+    return any(getattr(getattr(aval, "sharding", None), "spec", ()))
 
 
 def _along(axis: int, ndim: int, values: jax.Array) -> jax.Array:

@@ -487,6 +487,21 @@ def test_weights_on_every_device_stay_there(picture):
         assert not [op for op in ("all-gather", "all-reduce", "all-to-all") if op in text]
 
 
+def test_types_that_say_how_they_are_split():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, kernel = draw(*LAYER)
+    v = statistics(4)
+    expected = layer(x, kernel, v)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        whole = jax.device_put((kernel, v), jax.NamedSharding(mesh, jax.P()))
+        compiled = function(layer)
+        found = compiled(x, *whole)
+        assert jax.typeof(found).sharding.spec[0] == "data"
+        assert count(fold_batch_norms(compiled.graphs[0].jaxpr)) == 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 # Whole networks.
 
 
