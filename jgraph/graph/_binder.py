@@ -16,6 +16,7 @@ from jgraph.graph._binding import Binding
 from jgraph.graph._bound import Bound, bound_of
 from jgraph.graph._captured import Captured
 from jgraph.graph._nnx import is_object
+from jgraph.graph._passes import EVERY, Passes
 from jgraph.graph._program import Interface, NestedObjectsError, Program, Traced
 from jgraph.graph._strategy import Strategy
 
@@ -33,7 +34,7 @@ class Binder:
         donate: names of arguments whose memory calls may overwrite; "state" for all objects.
         on_trace: see `Program`.
         strategy: see `Program`.
-        convolutions: see `Program`.
+        passes: see `Program`.
     """
 
     def __init__(
@@ -44,10 +45,9 @@ class Binder:
         donate: frozenset[str],
         on_trace: Callable[[Program, Traced], None],
         strategy: Strategy | None = None,
-        *,
-        convolutions: bool = True,
+        passes: Passes = EVERY,
     ) -> None:
-        self._convolutions = convolutions
+        self._passes = passes
         self._fn, self._name, self._parameters = fn, name, parameters
         self._donate, self._on_trace, self._strategy = donate, on_trace, strategy
         self._captured = Captured(fn)
@@ -119,7 +119,7 @@ class Binder:
                 interface,
                 self._on_trace,
                 self._strategy,
-                convolutions=self._convolutions,
+                self._passes,
             )
             if self._donate and not inside:
                 self._choose_donated(program, binding, call)

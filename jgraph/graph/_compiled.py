@@ -23,6 +23,7 @@ from jgraph.graph._graph import Graph
 from jgraph.graph._history import History, TooManyGraphsError
 from jgraph.graph._leaks import refuse_frozen_variables
 from jgraph.graph._nnx import is_object
+from jgraph.graph._passes import Passes
 from jgraph.graph._paths import function_name
 from jgraph.graph._program import NestedObjectsError, Program, Traced
 from jgraph.graph._scopes import call_inside
@@ -52,6 +53,7 @@ class Function(Capturing):
         strategy: Strategy | None = None,
         debug: bool | None = None,
         fast_convolutions: bool = True,
+        fold_batch_norms: bool = True,
     ) -> None:
         fn, self._args, self._kwargs = _unwrap(fn)
         functools.update_wrapper(self, fn)
@@ -69,7 +71,7 @@ class Function(Capturing):
             donated,
             self._on_trace,
             strategy,
-            convolutions=fast_convolutions,
+            Passes(fast_convolutions, fold_batch_norms),
         )
         Function._anything_donates |= bool(donated)
 
@@ -221,7 +223,7 @@ class Function(Capturing):
             program.interface,
             labels,
             program.donated,
-            convolutions=program.convolutions,
+            program.passes,
         )
 
     def _note(self, bound: Bound, signature: Signature, inputs: Any, seen: int) -> None:

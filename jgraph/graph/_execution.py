@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.core
 
-from jgraph.graph._passes import run_passes
+from jgraph.graph._passes import EVERY, NONE, Passes, run_passes
 from jgraph.graph._program import Traced
 from jgraph.graph._settings import is_inside_trace
 
@@ -37,7 +37,7 @@ class Execution:
         traced: the program.
         donated: the inputs whose memory the function that it was traced for may overwrite. A call
             of the graph keeps them.
-        convolutions: whether convolutions may be rewritten for CPUs.
+        passes: which of them run.
     """
 
     def __init__(
@@ -45,11 +45,10 @@ class Execution:
         name: str,
         traced: Traced | Stored,
         donated: Sequence[int] = (),
-        *,
-        convolutions: bool = True,
+        passes: Passes = EVERY,
     ) -> None:
         self._name, self._traced = name, traced
-        self._donated, self._convolutions = tuple(donated), convolutions
+        self._donated, self._passes = tuple(donated), passes
 
     def __call__(self, *flat: Any) -> list[Any]:
         # An outer trace gets its own passes, and is drawn and saved as it was written.
@@ -58,7 +57,7 @@ class Execution:
     @functools.cached_property
     def lowered(self) -> Any:
         """The program as handed to XLA."""
-        program = self._program(convolutions=self._convolutions)
+        program = self._program(self._passes)
         return jax.jit(program, donate_argnums=self._donated).lower(*self._traced.avals)
 
     @functools.cached_property
@@ -80,18 +79,18 @@ class Execution:
 
     @functools.cached_property
     def _outside(self) -> Callable[..., list[Any]]:
-        return jax.jit(self._program(convolutions=self._convolutions))
+        return jax.jit(self._program(self._passes))
 
     @functools.cached_property
     def _inside(self) -> Callable[..., list[Any]]:
-        return jax.jit(self._program(convolutions=False))
+        return jax.jit(self._program(NONE))
 
-    def _program(self, *, convolutions: bool) -> Callable[..., list[Any]]:
+    def _program(self, passes: Passes) -> Callable[..., list[Any]]:
         traced = self._traced
 
         def run(*flat: Any) -> list[Any]:
             program = jax.make_jaxpr(lambda *xs: traced.run(xs))(*flat)
-            program = run_passes(program, convolutions=convolutions, name=self._name)
+            program = run_passes(program, passes, name=self._name)
             return jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
 
         run.__name__ = run.__qualname__ = self._name

@@ -21,6 +21,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Function: ...
 @overload
 def function(
@@ -31,6 +32,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Callable[[Callable[..., Any]], Function]: ...
 def function(
     fn: Callable[..., Any] | None = None,
@@ -42,6 +44,7 @@ def function(
     strategy: Strategy | None = None,
     debug: bool | None = None,
     fast_convolutions: bool = True,
+    fold_batch_norms: bool = True,
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Compile a plain Python function over arrays, pytrees and NNX objects.
 
@@ -81,6 +84,11 @@ def function(
             does so for all functions that are compiled from then on. GPUs, TPUs, several devices,
             outer traces, and what is drawn or saved never see another convolution. The logger
             `jgraph` warns where it would more than double the time to compile.
+        fold_batch_norms: False leaves BatchNorm in evaluation mode as it is, where True folds it,
+            and any other scales and shifts of channels, into the convolution before: for CPUs,
+            float32 and float64, where the result is large beside the kernel. Results differ by
+            rounding. `JGRAPH_FOLD_BATCH_NORMS=0` in the environment does so for all functions.
+            Where it isn't done, and who never sees it, is as for `fast_convolutions`.
 
     Returns:
         The compiled function, with `graphs`, `explain()` and `graph(...)`.
@@ -120,6 +128,7 @@ def function(
             strategy=strategy,
             debug=debug,
             fast_convolutions=fast_convolutions,
+            fold_batch_norms=fold_batch_norms,
         )
 
     if fn is None:

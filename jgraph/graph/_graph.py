@@ -19,6 +19,7 @@ from jgraph.graph._execution import Execution, Memory
 from jgraph.graph._jaxpr import symbolic_sizes
 from jgraph.graph._matching import arrays_of, flat_inputs, leaves_of, outcome_of
 from jgraph.graph._ops import Op, ops_of
+from jgraph.graph._passes import EVERY, Passes
 from jgraph.graph._paths import tree_path
 from jgraph.graph._picture import Port
 from jgraph.graph._program import Interface, Traced
@@ -61,14 +62,13 @@ class Graph:
         interface: Interface,
         labels: Labels,
         donated: Sequence[int] = (),
-        *,
-        convolutions: bool = True,
+        passes: Passes = EVERY,
     ) -> None:
         self.name = name
         self.reason = ""
         self.compile_seconds: float | None = None
         self._traced, self._interface, self._labels = traced, interface, labels
-        self._donated, self._convolutions = tuple(donated), convolutions
+        self._donated, self._passes = tuple(donated), passes
         self._read_state: Callable[[], list[Any] | None] = lambda: None
 
     def read_state_by(self, read: Callable[[], list[Any] | None]) -> None:
@@ -312,7 +312,7 @@ class Graph:
     @functools.cached_property
     def _execution(self) -> Execution:
         donated = [sum(self._leaf_counts[:i]) for i in self._donated if self._leaf_counts[i] == 1]
-        return Execution(self.name, self._traced, donated, convolutions=self._convolutions)
+        return Execution(self.name, self._traced, donated, self._passes)
 
     def _check_numbers(self, what: str) -> None:
         symbols = symbolic_sizes(self.jaxpr)

@@ -8,46 +8,31 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from jgraph.graph._convolutions import compile_factor, fast_convolution
-from jgraph.graph._jaxpr import aval_text
+from jgraph.graph._folding import find_batch_norms
+from jgraph.graph._rewrite import rewrite, rewrite_matches
 
 _LOG = logging.getLogger("jgraph")
 
-Rule: TypeAlias = Callable[[JaxprEqn], Callable[..., Any] | None]
-
-# Equations whose bodies are ordinary programs of the same inputs and outputs.
-_REMAT = frozenset({"checkpoint", "remat", "remat2"})
-_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
-_LOOPS = frozenset({"scan", "while", "cond"})
-_OTHERS = frozenset({"custom_jvp_call", "custom_vjp_call", "shard_map"})
 _OFF = frozenset({"0", "false", "no", "off"})
-_WITH_BODIES = _REMAT | _CALLS | _LOOPS | _OTHERS
 
 
-def rewrite(program: ClosedJaxpr, rule: Rule) -> ClosedJaxpr:
-    """Replace equations, also in the bodies of scan, while, cond, jit, remat and custom rules.
+class Passes(NamedTuple):
+    """Which passes run that can be switched off; see `jgraph.graph.function`."""
 
-    Args:
-        program: a traced program.
-        rule: for each equation, a function of its inputs that returns the list of its outputs,
-            of the same shapes and types, or None to leave the equation alone.
+    fast_convolutions: bool = True
+    fold_batch_norms: bool = True
 
-    Returns:
-        A program of the same inputs and outputs; the very same one where no rule applies.
 
-    Raises:
-        ValueError: the rule's function returns another number of outputs or other types.
-    """
-    jaxpr, consts = _rewrite(program.jaxpr, program.consts, rule)
-    return program if jaxpr is program.jaxpr else ClosedJaxpr(jaxpr, consts)
+EVERY = Passes()
+NONE = Passes(fast_convolutions=False, fold_batch_norms=False)
 
 
 def drop_no_ops(program: ClosedJaxpr) -> ClosedJaxpr:
@@ -57,6 +42,17 @@ def drop_no_ops(program: ClosedJaxpr) -> ClosedJaxpr:
     were lowered.
     """
     return rewrite(program, _no_op)
+
+
+def fold_batch_norms(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Fold what scales and shifts channels, for CPUs alone, into the convolution before it.
+
+    That is BatchNorm in evaluation mode; in training its statistics depend on the convolution, so
+    it stays. `JGRAPH_FOLD_BATCH_NORMS=0` in the environment leaves all as it is.
+    """
+    if _is_off("JGRAPH_FOLD_BATCH_NORMS"):
+        return program
+    return rewrite_matches(program, find_batch_norms)
 
 
 def fast_convolutions(program: ClosedJaxpr, name: str = "a program") -> ClosedJaxpr:
@@ -69,7 +65,7 @@ def fast_convolutions(program: ClosedJaxpr, name: str = "a program") -> ClosedJa
         program: as traced.
         name: what the log calls it.
     """
-    if os.environ.get("JGRAPH_FAST_CONV", "1").strip().lower() in _OFF:
+    if _is_off("JGRAPH_FAST_CONV"):
         return program
     if jax.default_backend() == "cpu" and (factor := compile_factor(program)) > 2:
         _say_it_compiles_long(name, round(factor))
@@ -88,17 +84,23 @@ def _say_it_compiles_long(name: str, factor: int) -> None:
 
 
 def run_passes(
-    program: ClosedJaxpr, *, convolutions: bool = True, name: str = "a program"
+    program: ClosedJaxpr, passes: Passes = EVERY, *, name: str = "a program"
 ) -> ClosedJaxpr:
     """Return the program that is compiled in the place of a traced one.
 
     Args:
         program: as traced, after differentiation.
-        convolutions: whether `fast_convolutions` is among the passes.
+        passes: which of them.
         name: the function's, for the log.
     """
     program = drop_no_ops(program)
-    return fast_convolutions(program, name) if convolutions else program
+    if passes.fold_batch_norms:
+        program = fold_batch_norms(program)
+    return fast_convolutions(program, name) if passes.fast_convolutions else program
+
+
+def _is_off(variable: str) -> bool:
+    return os.environ.get(variable, "1").strip().lower() in _OFF
 
 
 def _no_op(eqn: JaxprEqn) -> Callable[..., Any] | None:
@@ -113,93 +115,3 @@ def _no_op(eqn: JaxprEqn) -> Callable[..., Any] | None:
     ):
         return None
     return lambda x: [x]
-
-
-def _rewrite(jaxpr: Jaxpr, consts: Sequence[Any], rule: Rule) -> tuple[Jaxpr, Sequence[Any]]:
-    """Return the jaxpr with its equations replaced; the same object where none is."""
-    names: dict[Any, Any] = {}
-    equations: list[JaxprEqn] = []
-    new_vars: list[Any] = []
-    new_consts: list[Any] = []
-    for eqn in jaxpr.eqns:
-        renamed = _rename_inputs(_rewrite_bodies(eqn, rule), names)
-        replacement = rule(renamed)
-        if replacement is None:
-            equations.append(renamed)
-            continue
-        closed = _traced(replacement, renamed)
-        inner = dict(zip(closed.jaxpr.invars, renamed.invars, strict=True))
-        for step in closed.jaxpr.eqns:
-            new = _rename_inputs(step, inner)
-            equations.append(new.replace(source_info=renamed.source_info))
-        new_vars += closed.jaxpr.constvars
-        new_consts += closed.consts
-        results = [_renamed(x, inner) for x in closed.jaxpr.outvars]
-        names |= dict(zip(renamed.outvars, results, strict=True))
-    same = len(equations) == len(jaxpr.eqns) and all(map(operator.is_, equations, jaxpr.eqns))
-    if same and not names:
-        return jaxpr, consts
-    outputs = [_renamed(x, names) for x in jaxpr.outvars]
-    new_jaxpr = jaxpr.replace(
-        eqns=equations, outvars=outputs, constvars=[*jaxpr.constvars, *new_vars]
-    )
-    return new_jaxpr, [*consts, *new_consts]
-
-
-def _traced(replacement: Callable[..., Any], eqn: JaxprEqn) -> ClosedJaxpr:
-    # A function of its own: JAX gives one program, the same variables, for each use of one.
-    def fresh(*inputs: Any) -> Any:
-        return replacement(*inputs)
-
-    closed = jax.make_jaxpr(fresh)(*[_abstract(x.aval) for x in eqn.invars])
-    wanted, came = ([aval_text(x) for x in xs] for xs in (eqn.outvars, closed.jaxpr.outvars))
-    if wanted != came:
-        raise ValueError(
-            f"a pass must replace {eqn.primitive.name} by a function that returns "
-            f"[{', '.join(wanted)}], got [{', '.join(came)}]"
-        )
-    return closed
-
-
-def _rewrite_bodies(eqn: JaxprEqn, rule: Rule) -> JaxprEqn:
-    # Where JAX keeps count of what varies over devices, types hold more than a rule is shown.
-    if eqn.primitive.name not in _WITH_BODIES or eqn.params.get("check_vma"):
-        return eqn
-    changed = {}
-    for key, value in eqn.params.items():
-        new = _rewrite_body(value, rule)
-        # The body of jax.checkpoint has no place for constants.
-        full = isinstance(new, ClosedJaxpr) and new.consts and eqn.primitive.name in _REMAT
-        if new is not value and not full:
-            changed[key] = new
-    return eqn.replace(params={**eqn.params, **changed}) if changed else eqn
-
-
-def _rewrite_body(value: Any, rule: Rule) -> Any:
-    if isinstance(value, ClosedJaxpr):
-        return rewrite(value, rule)
-    if isinstance(value, Jaxpr):
-        new, consts = _rewrite(value, (), rule)
-        # An open body has no place for constants.
-        return value if consts else new
-    if isinstance(value, tuple) and any(isinstance(x, (ClosedJaxpr, Jaxpr)) for x in value):
-        bodies = tuple(_rewrite_body(x, rule) for x in value)
-        return value if all(a is b for a, b in zip(bodies, value, strict=True)) else bodies
-    return value
-
-
-def _rename_inputs(eqn: JaxprEqn, names: dict[Any, Any]) -> JaxprEqn:
-    if not names:
-        return eqn
-    inputs = [_renamed(x, names) for x in eqn.invars]
-    if all(a is b for a, b in zip(inputs, eqn.invars, strict=True)):
-        return eqn
-    return eqn.replace(invars=inputs)
-
-
-def _renamed(x: Any, names: dict[Any, Any]) -> Any:
-    return names.get(x, x) if isinstance(x, Var) else x
-
-
-def _abstract(aval: Any) -> Any:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

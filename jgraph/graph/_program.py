@@ -28,7 +28,7 @@ from jgraph.graph._nnx import (
     read_variable,
     unflatten,
 )
-from jgraph.graph._passes import run_passes
+from jgraph.graph._passes import EVERY, NONE, Passes, run_passes
 from jgraph.graph._paths import function_name, join_path, tree_path
 from jgraph.graph._read_only import ReadOnly, same_arrays
 from jgraph.graph._scopes import drop_scopes, function_scopes
@@ -161,7 +161,7 @@ class Program:
         interface: what it takes.
         on_trace: called with the program and each call that jit traces; what it raises ends it.
         strategy: where it runs; None for wherever its arrays are.
-        convolutions: whether convolutions may be rewritten for CPUs.
+        passes: which of them run.
     """
 
     def __init__(
@@ -171,12 +171,11 @@ class Program:
         interface: Interface,
         on_trace: Callable[[Program, Traced], None],
         strategy: Strategy | None = None,
-        *,
-        convolutions: bool = True,
+        passes: Passes = EVERY,
     ) -> None:
         # What is inside an outer trace is seen by that trace's owner, and drawn and saved; the
         # outermost program's passes reach it.
-        self.convolutions = convolutions and not interface.inside and on_one_device(strategy)
+        self.passes = passes if on_one_device(strategy) and not interface.inside else NONE
         self._fn, self._captured, self.interface = fn, captured, interface
         self._on_trace, self._strategy = on_trace, strategy
         self._waiting: deque[tuple[Any, Traced]] = deque(maxlen=4)
@@ -213,7 +212,7 @@ class Program:
         self._on_trace(self, traced)
         self._made[_types(leaves, all_arrays)] = traced
         plan, name = traced.plan, function_name(self._fn)
-        jaxpr = run_passes(traced.jaxpr, convolutions=self.convolutions, name=name)
+        jaxpr = run_passes(traced.jaxpr, self.passes, name=name)
         inputs = jax.tree.leaves((leaves, all_arrays))
         outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
         result = jax.tree.unflatten(plan.result, outputs[: plan.num_results])

@@ -13,7 +13,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jgraph.graph import function
-from jgraph.graph._passes import drop_no_ops, rewrite, run_passes
+from jgraph.graph._passes import drop_no_ops, run_passes
+from jgraph.graph._rewrite import rewrite
 
 
 def idle(x):
