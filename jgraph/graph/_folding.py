@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
 
-from jgraph.graph._jaxpr import shape_of
+from jgraph.graph._jaxpr import is_split, shape_of
 from jgraph.graph._rewrite import Match
 
 _DTYPES = frozenset({jnp.dtype("float32"), jnp.dtype("float64")})
@@ -96,7 +96,7 @@ def _folds(eqn: JaxprEqn) -> bool:
     highest = (lax.Precision.HIGHEST,) * 2
     avals = [v.aval for v in (*eqn.invars, y)]
     dtypes = {getattr(aval, "dtype", None) for aval in avals}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES or any(map(_is_split, avals)):
+    if len(dtypes) > 1 or not dtypes <= _DTYPES or any(map(is_split, (*eqn.invars, y))):
         return False
     if params["precision"] not in (None, highest) or params.get("out_sharding") is not None:
         return False
@@ -175,11 +175,6 @@ def _folded(conv: Primitive, params: tuple[tuple[str, Any], ...], steps: tuple[_
         return [lax.platform_dependent(*inputs, cpu=folded, default=plain)]
 
     return jax.jit(convolution)
-
-
-def _is_split(aval: Any) -> bool:
-    """Return whether a type says how its array is split, over an explicit mesh."""
-    return any(getattr(getattr(aval, "sharding", None), "spec", ()))
 
 
 def _along(axis: int, ndim: int, values: jax.Array) -> jax.Array:

@@ -132,6 +132,11 @@ def shape_of(value: Any) -> tuple[Any, ...]:
     return tuple(getattr(value.aval, "shape", ()))
 
 
+def is_split(value: Any) -> bool:
+    """Return whether a value's type says how it is split, over an explicit mesh."""
+    return any(getattr(getattr(value.aval, "sharding", None), "spec", ()))
+
+
 def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     """Return the program without its constants; JAX 0.12 stores some so, 0.10 none."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr

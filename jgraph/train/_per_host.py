@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from jgraph._arrays import host_copy
 from jgraph._errors import InputError
-from jgraph.distribute import Prefetch, Strategy, gathered, host_copy
+from jgraph.distribute import Prefetch, Strategy, gathered
 from jgraph.train._batches import Part, epoch_of
 from jgraph.train._specs import EvalSpec, TrainSpec
 

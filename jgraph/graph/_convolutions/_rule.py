@@ -13,6 +13,7 @@ from jax.extend.core import JaxprEqn, Primitive
 
 from jgraph.graph._convolutions._choice import formulation
 from jgraph.graph._convolutions._shapes import Axes, Convolution, read
+from jgraph.graph._jaxpr import is_split
 
 _DTYPES = frozenset({jnp.dtype("float32"), jnp.dtype("float64")})
 
@@ -29,13 +30,16 @@ def fast_convolution(eqn: JaxprEqn) -> Callable[..., Any] | None:
 
     Returns:
         A function of its inputs that returns its only output in a list, or None where nothing
-        would be gained: the shape isn't known to, a size is symbolic, or numbers are neither
-        float32 nor float64 (XLA adds up half precision in float32).
+        would be gained: the shape isn't known to, a size is symbolic, numbers are neither
+        float32 nor float64 (XLA adds up half precision in float32), or types say how they are
+        split over an explicit mesh.
     """
     if eqn.primitive.name != "conv_general_dilated":
         return None
     dtypes = {getattr(v.aval, "dtype", None) for v in (*eqn.invars, *eqn.outvars)}
     if len(dtypes) > 1 or not dtypes <= _DTYPES:
+        return None
+    if any(map(is_split, (*eqn.invars, *eqn.outvars))):
         return None
     found = read(eqn)
     if found is None or formulation(*found) is None:
