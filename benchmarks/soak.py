@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -122,7 +121,7 @@ def _killed(place: Place, lasting: float, seconds: float, wrong: list[str]) -> I
         wrong += _differences(place.work, name)
     yield (
         f"{runs} runs, stopped {stops} times and gone on with by another process; peak "
-        f"memory of the last process of each: {_range(peaks)}"
+        f"memory of the last process of each, in MiB: {min(peaks):.0f} to {max(peaks):.0f}"
     )
 
 
@@ -140,16 +139,10 @@ def _one_process(place: Place, lasting: float, seconds: float, wrong: list[str])
     if process.wait():
         wrong.append(f"the one process failed with exit code {process.returncode}")
         return
-    half = len(memory) // 2
-    parts = [statistics.median(part or memory) for part in (memory[:half], memory[half:])]
     yield (
-        f"{len(memory)} runs in one process, stopped {stops} times; its memory after each: "
-        f"{_range(memory)}; median of the first half {parts[0]:.0f}, of the second {parts[1]:.0f}"
+        f"{len(memory)} runs in one process, stopped {stops} times; its memory after each, in MiB: "
+        f"{' '.join(f'{one:.0f}' for one in memory)}"
     )
-
-
-def _range(values: list[float]) -> str:
-    return f"{min(values):.0f}-{max(values):.0f} MiB, at the end {values[-1]:.0f}"
 
 
 def _differences(work: Path, name: str) -> list[str]:
