@@ -23,6 +23,9 @@ Method = Callable[[Classifier, Array], Array]
 
 # Each batch under way holds its activations, 30 MB a picture of 224 px.
 _MOST_PICTURES = 128
+# Of a program on a CPU: EfficientNet-Lite0 takes 0.74 of the time that a picture of 32 takes, since
+# what one layer leaves for the next is still in the core's cache.
+_CPU_PICTURES = 2
 
 
 class Forward:
@@ -96,7 +99,11 @@ class Forward:
 
     def _rows(self, pictures: np.ndarray) -> np.ndarray:
         put = jnp.asarray if self._strategy is None else self._strategy.put_batch
-        return np.asarray(self._forward(self._model, put(pictures)))
+        step = _CPU_PICTURES if self._is_on_one_cpu and not jit_is_off() else len(pictures)
+        if len(pictures) % step:
+            step = 1
+        parts = (pictures[i : i + step] for i in range(0, len(pictures), step))
+        return np.concatenate([np.asarray(self._forward(self._model, put(x))) for x in parts])
 
     def _programs(self, batch_size: int) -> int:
         """Return how many batches to run at once.
@@ -104,7 +111,11 @@ class Forward:
         XLA's CPU backend runs such a network's program on one core: two at once take the time of
         one. An accelerator has its own queue and gains nothing, nor do programs over all devices.
         """
-        is_split = self._strategy is not None and self._strategy.num_devices > 1
-        if is_split or jax.default_backend() != "cpu":
+        if not self._is_on_one_cpu:
             return 1
         return max(1, min(os.cpu_count() or 1, _MOST_PICTURES // batch_size))
+
+    @property
+    def _is_on_one_cpu(self) -> bool:
+        is_split = self._strategy is not None and self._strategy.num_devices > 1
+        return jax.default_backend() == "cpu" and not is_split
