@@ -130,6 +130,10 @@ def test_arguments_default_to_the_processs_own(monkeypatch, capsys):
         ),
         (["--version=2"], None),
         (
+            ["--debug", "predict", "RUN", "x.jpg"],
+            "--debug comes after the command: jgraph predict --debug …",
+        ),
+        (
             ["--verbos"],
             "jgraph doesn't take '--verbos'; did you mean --version? (see jgraph --help)",
         ),

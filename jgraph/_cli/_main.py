@@ -121,6 +121,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if unknown:
         owner = getattr(args, "parser", made.get(args.command, parser))
         name = unknown[0].split("=")[0]
+        if name in owner.options and owner is not parser:
+            raise InputError(f"{name} comes after the command: {owner.prog} {name} …")
         raise InputError(
             f"{owner.prog} doesn't take {unknown[0]!r}{did_you_mean(name, owner.options)} "
             f"(see {owner.prog} --help)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -234,6 +235,11 @@ def _network(
 
 def _check_run(path: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse a module that is no run."""
+    if not any(name in manifest["files"] for name in _FILES):
+        raise ModuleFormatError(
+            f"{path} must be a run that jgraph finetune wrote, and it is a module: jg.hub.load "
+            f"takes it, and jgraph hub info {shlex.quote(str(path))} shows it"
+        )
     network, labels = manifest.get("network"), manifest["labels"]
     missing = [
         what

@@ -212,11 +212,12 @@ def first_devices(n: int | None) -> list[Any]:
     devices = jax.devices()
     if n is None:
         return devices
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(devices):
+    is_count = isinstance(n, int) and not isinstance(n, bool) and n >= 1
+    if not is_count or n > len(devices):
         raise InputError(
             f"n must be a number of devices, 1 to {len(devices)} here, got {n!r}; to try a program "
             "on several virtual CPU devices set XLA_FLAGS="
-            "--xla_force_host_platform_device_count=8 before Python starts"
+            f"--xla_force_host_platform_device_count={n if is_count else 8} before Python starts"
         )
     return devices[:n]
 

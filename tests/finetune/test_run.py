@@ -222,3 +222,10 @@ def test_weights_that_are_not_the_networks_are_each_named(copied):
         assert any(part in line for line in lines[1:]), part
     shapes = next(line for line in lines if "head/kernel" in line)
     assert "(1280, 5)" in shapes or "[1280, 5]" in shapes
+
+
+def test_a_module_is_no_run(tmp_path: Path) -> None:
+    model, row = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), np.zeros((1, 2), np.float32)
+    path = hub.publish(tmp_path / "a module", model, inputs={"x": row}, train=False)
+    with pytest.raises(ModuleFormatError, match=r"it is a module: .* jgraph hub info '.*a module'"):
+        jg.load_run(path)
