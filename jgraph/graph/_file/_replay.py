@@ -23,6 +23,9 @@ from jgraph.graph._file._values import read_number
 MARK = "jgraph-place-"
 """Begins the scope that stands for a place while a loaded program is traced to be looked at."""
 
+# While it is traced: from jax 0.12 on, True leaves it to the compiler.
+_INLINE: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
+
 # Errors that aren't the file's fault: of running it, and those that say where they come from.
 _OTHERS = (
     *(GraphFormatError, jax.errors.JaxRuntimeError, jax.errors.UnexpectedTracerError),
@@ -89,7 +92,7 @@ class Replay:
                 return self._run(body, where, args)
 
             function.__name__ = function.__qualname__ = body.name or "function"
-            self._functions[number] = jax.jit(function, inline=True)
+            self._functions[number] = jax.jit(function, inline=_INLINE)
         return self._functions[number]
 
     def dtype(self, name: str) -> Any:
