@@ -13,14 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def seconds(script: str, variables: Mapping[str, str] | None = None) -> tuple[float, ...]:
-    """Return the numbers that a Python script prints, run by a new process of this Python."""
+    """Return the numbers that a Python script prints, run by a new process of this Python.
+
+    Raises:
+        RuntimeError: it failed; its last words are the error's.
+    """
     shown = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if shown.returncode:
+        raise RuntimeError(f"the script must run to its end, it said:\n{shown.stderr[-2000:]}")
     return tuple(float(word) for word in shown.stdout.split())
 
 
