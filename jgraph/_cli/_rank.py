@@ -7,6 +7,7 @@ the others fail as its connections close, and may be gone before it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
@@ -46,7 +47,8 @@ def run_script(pipe: int, script: str, arguments: list[str]) -> None:
 
 
 def _leave(pipe: int, code: int) -> None:
-    os.write(pipe, str(time.monotonic()).encode())
+    with contextlib.suppress(OSError):  # the launcher was killed
+        os.write(pipe, str(time.monotonic()).encode())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -285,9 +285,13 @@ class Step:
         # Copies, since the steps donate them: the caller's arrays stay.
         params, rest = (tuple(map(own, leaves)) for leaves in self._first)
         average = tuple(map(own, params)) if self._average is not None else ()
-        # One program, since an optimizer's zeros are one for each shape otherwise; what it returns
-        # is never what it was given.
-        optimizer = tuple(jax.tree.leaves(jax.jit(self._init_optimizer)(params)))
+        # One program, since an optimizer's zeros are one for each shape otherwise. It never returns
+        # what it was given, but in debug mode.
+        made = jax.tree.leaves(jax.jit(self._init_optimizer)(params))
+        is_ours = not jit_is_off()
+        optimizer = tuple(
+            x if is_ours and not getattr(x, "weak_type", False) else own(x) for x in made
+        )
         health = Health(jnp.int32(0), jnp.int32(0), jnp.float32(0))
         return Carry(State(params, rest, optimizer, average), window, health)
 

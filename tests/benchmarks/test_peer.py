@@ -73,3 +73,8 @@ def test_photographs_are_the_same_each_time(tmp_path: Path) -> None:
     assert labels == [0, 1, 2, 0]
     assert [Path(f).read_bytes() for f in files] == [Path(f).read_bytes() for f in again]
     assert len({Path(f).read_bytes() for f in files}) == 4
+
+
+def test_a_script_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"must run to its end, it said:[\s\S]*ValueError: no"):
+        seconds("raise ValueError('no')")

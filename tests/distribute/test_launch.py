@@ -52,3 +52,26 @@ def test_a_killed_process_is_named_before_those_that_it_took_along(tmp_path: Pat
     found = launched(tmp_path, "killed")
     assert found.returncode == 137, found.stderr
     assert "process 1 failed by SIGKILL" in found.stderr
+
+
+def test_a_process_ends_though_its_launcher_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise RuntimeError('a bug')")
+    reading, pipe = os.pipe()
+    os.close(reading)
+    found = subprocess.run(
+        [sys.executable, "-m", "jgraph._cli._rank", str(pipe), str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(jg.__file__).parents[1]),
+            "JGRAPH_NUM_PROCESSES": "1",
+        },
+        pass_fds=(pipe,),
+        check=False,
+    )
+    os.close(pipe)
+    assert found.returncode == 1
+    assert found.stderr.endswith("RuntimeError: a bug\n")

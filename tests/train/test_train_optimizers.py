@@ -64,3 +64,27 @@ def test_an_optimizer_may_begin_with_the_params_themselves():
     assert (model.kernel[...] == before).all()  # until step.model is read
     step.model  # noqa: B018  reading it gives the model its state
     assert not (model.kernel[...] == before).all()
+
+
+def test_an_optimizer_that_begins_with_a_weak_number_is_compiled_once():
+    counted = optax.GradientTransformation(
+        lambda params: jnp.asarray(1.0),
+        lambda updates, count, params=None, **_: (updates, count + jnp.float32(1)),
+    )
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    step = jg.train.make_step(model, lambda m, b: m(b["x"]) ** 2, counted)
+    for _ in range(3):
+        step({"x": np.ones((4, 2), np.float32)})
+    assert len(step.function.graphs) == 1
+
+
+def test_a_step_that_began_in_debug_mode_goes_on_compiled():
+    begins_with_the_params = optax.GradientTransformation(
+        lambda params: (params,), lambda updates, state, params=None, **_: (updates, state)
+    )
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    step = jg.train.make_step(model, lambda m, b: m(b["x"]) ** 2, begins_with_the_params)
+    batch = {"x": np.ones((4, 2), np.float32)}
+    with jg.debug_mode():
+        assert step.locate(batch) is None
+    assert np.isfinite(float(step(batch)["loss"]))
