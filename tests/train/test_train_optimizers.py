@@ -69,7 +69,7 @@ def test_an_optimizer_may_begin_with_the_params_themselves():
 def test_an_optimizer_that_begins_with_a_weak_number_is_compiled_once():
     counted = optax.GradientTransformation(
         lambda params: jnp.asarray(1.0),
-        lambda updates, count, params=None, **_: (updates, count + jnp.float32(1)),
+        lambda updates, state, params=None, **_: (updates, state + jnp.float32(1)),
     )
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     step = jg.train.make_step(model, lambda m, b: m(b["x"]) ** 2, counted)
