@@ -20,27 +20,28 @@ RELATIVE = 1e-6
 # The smallest float32 that isn't subnormal.
 SMALLEST = 1.2e-38
 
+Number = Any  # one of mpmath, which has no types
 M = mpmath.mpf
 
 
-def normal(x: M, y: M, s: M) -> M:
+def normal(x: Number, y: Number, s: Number) -> Number:
     return ((y - x) / s) ** 2 / 2 + mpmath.log(s) + mpmath.log(2 * mpmath.pi) / 2
 
 
-def laplace(x: M, y: M, s: M) -> M:
+def laplace(x: Number, y: Number, s: Number) -> Number:
     return abs(y - x) / s + mpmath.log(2 * s)
 
 
-def student(x: M, y: M, df: M, s: M) -> M:
+def student(x: Number, y: Number, df: Number, s: Number) -> Number:
     density = mpmath.gamma((df + 1) / 2) / mpmath.gamma(df / 2) / mpmath.sqrt(df * mpmath.pi) / s
     return -mpmath.log(density) + (df + 1) / 2 * mpmath.log1p(((y - x) / s) ** 2 / df)
 
 
-def poisson(x: M, y: M) -> M:
+def poisson(x: Number, y: Number) -> Number:
     return mpmath.exp(x) - y * x + mpmath.loggamma(y + 1)
 
 
-def huber_(x: M, y: M, d: M) -> M:
+def huber_(x: Number, y: Number, d: Number) -> Number:
     e = abs(x - y)
     return e * e / 2 if e <= d else d * (e - d / 2)
 
