@@ -61,7 +61,8 @@ def publish(
             different inputs, by signature: `{"default": {"x": …}, "embed": {"tokens": …}}`. None
             takes pictures as `preprocessing` makes them, uint8 [b, S, S, 3].
         preprocessing: how pictures become the input; None takes `model.preprocessing` if any.
-        labels: the names of the classes; None takes `model.class_names` if any.
+        labels: the names of the classes, as many as a signature's outputs have; None takes
+            `model.class_names` if any.
         licence: what a user may do with it, a text, or texts by part.
         provenance: where it comes from, as JSON.
         card: the text of README.md; None writes one.
@@ -107,6 +108,7 @@ def publish(
             model, signatures=signatures, inputs=inputs, preprocessing=preprocessing, train=train
         )
     names = getattr(model, "class_names", None) or () if labels is None else labels
+    _check_labels(names, described.manifest["signatures"])
     preprocessing = preprocessing or getattr(model, "preprocessing", None)
     manifest = {
         **described.manifest,
@@ -223,6 +225,22 @@ def _signatures(
             signature = method
         found[name] = signature
     return found
+
+
+def _check_labels(labels: Sequence[str], signatures: Mapping[str, Any]) -> None:
+    """Refuse names of classes that no output has as many of; one logit decides between two."""
+    shapes = {
+        f"{name} {path}": tuple(output["shape"])
+        for name, entry in signatures.items()
+        for path, output in entry["outputs"].items()
+    }
+    sizes = {shape[-1] for shape in shapes.values() if shape}
+    if labels and len(labels) not in sizes and not (len(labels) == 2 and 1 in sizes):
+        listed = ", ".join(f"{name} [{', '.join(map(str, s))}]" for name, s in shapes.items())
+        raise InputError(
+            f"labels must be one for each class that a signature returns, got {len(labels)} "
+            f"labels for the outputs {listed}"
+        )
 
 
 def _inputs(

@@ -476,6 +476,22 @@ def test_what_is_no_model_is_not_published(tmp_path):
         publish(tmp_path / "net", lambda x: x, inputs={"x": X})
 
 
+@pytest.mark.parametrize("labels", [["one"], ["a", "b", "c", "d"]])
+def test_labels_are_as_many_as_the_classes(net, tmp_path, labels):
+    message = rf"labels must be one for each class .* got {len(labels)} .*default .*\[b, 3\]"
+    with pytest.raises(jg.InputError, match=message):
+        jg.hub.publish(tmp_path / "net", net, inputs={"x": X}, labels=labels)
+    assert not (tmp_path / "net").exists()
+
+
+def test_one_logit_decides_between_two_classes(tmp_path):
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    folder = jg.hub.publish(
+        tmp_path / "line", model, inputs={"x": jnp.zeros((1, 2))}, labels=["cat", "dog"]
+    )
+    assert jg.hub.load(folder).labels == ("cat", "dog")
+
+
 def test_a_run_without_programs_says_how_to_get_them(folder, tmp_path):
     def as_a_run(manifest):
         for entry in manifest["signatures"].values():

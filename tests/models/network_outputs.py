@@ -88,6 +88,14 @@ def trained(model: PictureNetwork, name: str, counts: np.ndarray | None) -> dict
     }
 
 
+def trained_logits(model: PictureNetwork, x_BHWC: jax.Array) -> np.ndarray:
+    """Return the logits in train mode, without dropout."""
+    model.train()
+    model.dropout.deterministic = True
+    graph, state = nnx.split(model)
+    return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x_BHWC))
+
+
 def in_float64(model: PictureNetwork) -> PictureNetwork:
     """Return the model, changed to compute in float64, under `jax.enable_x64`.
 

@@ -21,9 +21,16 @@ from jgraph.models import (
 )
 from jgraph.models._build import fill_network, load_network, new_network
 from jgraph.models._create import _NETWORKS
-from tests.models.network_outputs import errors, evaluated, in_float64, parameters, trained
+from tests.models.network_outputs import (
+    errors,
+    evaluated,
+    in_float64,
+    parameters,
+    trained,
+    trained_logits,
+)
 from tests.models.network_references import LAYOUTS, expected, keras_tensors, torch_tensors
-from tests.parity.network_fill import pictures
+from tests.parity.network_fill import LARGE_PICTURES, pictures
 
 PRESETS = {
     "inception_v3": (InceptionV3, InceptionV3Config.inception_v3),
@@ -189,13 +196,23 @@ def test_a_training_step_equals_the_peers(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if not name.endswith("-timm")])
+def test_training_logits_in_float32_equal_the_peers(name):
+    wanted = expected(name)
+    x = pictures("large", LARGE_PICTURES) if "large_train_logits" in wanted else pictures()
+    logits = trained_logits(load(name), jnp.asarray(x))
+    wanted_logits = wanted.get("large_train_logits", wanted["train_logits"])
+    assert errors({"logits": logits}, {"logits": wanted_logits})["logits"] <= 1e-4
+
+
+@pytest.mark.slow
 def test_auxiliary_logits_equal_torchvisions():
     tensors = torch_tensors("inception_v3-torchvision")
     config = InceptionV3Config.inception_v3(10, auxiliary=True)
     model = new_network(InceptionV3, config, nnx.Rngs(0))
     fill_network(model, _NETWORKS["inception_v3"].layouts, tensors, partial=False, source="file")
     model.eval()
-    x = jnp.asarray(pictures("large", (2, 299, 299, 3)))
+    x = jnp.asarray(pictures("large", LARGE_PICTURES))
     found = nnx.jit(lambda model, x: model.with_auxiliary(x)[1])(model, x)
     wanted = expected("inception_v3-torchvision")["auxiliary"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())

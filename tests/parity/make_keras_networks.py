@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
 
-from tests.parity.network_fill import CLASSES, PICTURES, fill, pictures, probe
+from tests.parity.network_fill import CLASSES, LARGE_PICTURES, PICTURES, fill, pictures, probe
 
 NETWORKS = {
     "inception_v3": keras.applications.InceptionV3,
@@ -42,12 +42,12 @@ KINDS = {
 }
 
 
-def make(name: str, dtype: str) -> keras.Model:
+def make(name: str, dtype: str, shape: tuple[int, ...] = PICTURES) -> keras.Model:
     """Return the network with its weights, as in a new process: layers are counted from 0."""
     keras.backend.clear_session()
     keras.config.set_floatx(dtype)
     model = NETWORKS[name](
-        weights=None, classes=CLASSES, input_shape=PICTURES[1:], classifier_activation=None
+        weights=None, classes=CLASSES, input_shape=shape[1:], classifier_activation=None
     )
     for layer in model.layers:
         for weight in layer.weights:
@@ -161,6 +161,10 @@ def main(folder: Path, whole: Path) -> None:
         }
         (folder / f"{name}-keras.json").write_text(json.dumps(described) + "\n")
         found = reference(name)
+        if name == "inception_v3":
+            model = make(name, "float64", LARGE_PICTURES)
+            x = pictures("large", LARGE_PICTURES).astype(np.float64)
+            found["large_train_logits"] = np.asarray(model(x, training=True))
         np.savez_compressed(folder / f"{name}-keras.npz", **found)
         print(name, described["parameters"], float(np.abs(found["logits"]).max()))
     model = small()

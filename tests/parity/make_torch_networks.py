@@ -25,15 +25,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tests.parity.network_fill import CLASSES, fill, pictures, probe
+from tests.parity.network_fill import CLASSES, LARGE_PICTURES, fill, pictures, probe
 
 # torchvision's own operators are built for one build of torch; networks need none of them.
 for _name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{_name}", "(Tensor a, Tensor b, float c) -> Tensor")
 import timm  # noqa: E402
 import torchvision  # noqa: E402
-
-AUXILIARY_PICTURES = (2, 299, 299, 3)
 
 
 def kind(name: str, module: torch.nn.Module) -> str:
@@ -89,6 +87,14 @@ def reference(model: torch.nn.Module, features: Callable[[Any], Any]) -> dict[st
     return found
 
 
+def train_logits(model: torch.nn.Module) -> np.ndarray:
+    """Return the logits in train mode, without dropout as `reference` leaves the model."""
+    model.train()
+    model.training = False  # of this module alone: without its second head
+    with torch.no_grad():
+        return model(nchw(pictures("large", LARGE_PICTURES))).numpy()
+
+
 def auxiliary(model: torch.nn.Module) -> np.ndarray:
     """Return the logits of the second head in eval mode."""
     outputs = []
@@ -96,7 +102,7 @@ def auxiliary(model: torch.nn.Module) -> np.ndarray:
     model.eval()
     model.training = True  # of this module alone: its branch, with the stored statistics
     with torch.no_grad():
-        model(nchw(pictures("large", AUXILIARY_PICTURES)))
+        model(nchw(pictures("large", LARGE_PICTURES)))
     return outputs[0].numpy()
 
 
@@ -157,6 +163,7 @@ def main(folder: Path, whole: Path | None) -> None:
         described = describe(model)
         found = reference(model, features)
         if name == "inception_v3-torchvision":
+            found["large_train_logits"] = train_logits(model)
             fill_network(model)  # training moved the statistics
             found["auxiliary"] = auxiliary(model)
         (folder / f"{name}.json").write_text(json.dumps(described) + "\n")
