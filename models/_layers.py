@@ -1,4 +1,4 @@
-"""Layers that picture networks share: convolution with batch normalisation, inverted residuals.
+"""What picture networks share: convolution with batch normalisation, and widths.
 
 Shape suffixes: B pictures, H height, W width, C channels.
 """
@@ -39,30 +39,6 @@ class NormConfig:
     momentum: float
     epsilon: float
     use_scale: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """The sizes of one inverted residual block.
-
-    Args:
-        kernel_size: side of the depthwise kernel, in pixels.
-        stride: step of the depthwise convolution, in pixels.
-        expansion: channels inside the block per input channel.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-    """
-
-    kernel_size: int
-    stride: int
-    expansion: int
-    in_channels: int
-    out_channels: int
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether the input is added to the output."""
-        return self.stride == 1 and self.in_channels == self.out_channels
 
 
 def round_channels(channels: int | float) -> int:
@@ -160,47 +136,3 @@ class ConvNorm(nnx.Module):
         """Return the normalised, maybe activated, convolution of `x_BHWC`."""
         x_BHWC = self.norm(self.conv(x_BHWC))
         return x_BHWC if self.activation is None else self.activation(x_BHWC)
-
-
-class InvertedResidual(nnx.Module):
-    """Widen by a 1x1 convolution, filter depthwise, narrow by a 1x1 convolution without ReLU.
-
-    Args:
-        spec: the sizes.
-        norm: how batches are normalised.
-        symmetric: whether the depthwise convolution has as many zeros on each side, not "SAME".
-        rngs: source of the initial values.
-
-    Source:
-        Sandler et al., 2018, MobileNetV2, https://arxiv.org/abs/1801.04381, section 3.3.
-    """
-
-    def __init__(
-        self, spec: BlockSpec, *, norm: NormConfig, symmetric: bool = False, rngs: nnx.Rngs
-    ) -> None:
-        inner = spec.in_channels * spec.expansion
-        relu6 = jax.nn.relu6
-        self.expand = (
-            ConvNorm(spec.in_channels, inner, 1, norm=norm, activation=relu6, rngs=rngs)
-            if spec.expansion != 1
-            else None
-        )
-        self.depthwise = ConvNorm(
-            inner,
-            inner,
-            spec.kernel_size,
-            norm=norm,
-            activation=relu6,
-            stride=spec.stride,
-            padding=spec.kernel_size // 2 if symmetric else "SAME",
-            depthwise=True,
-            rngs=rngs,
-        )
-        self.project = ConvNorm(inner, spec.out_channels, 1, norm=norm, activation=None, rngs=rngs)
-        self.has_skip = spec.has_skip
-
-    def __call__(self, x_BHWC: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Return the block's output, the input added where `has_skip`."""
-        y_BHWC = x_BHWC if self.expand is None else self.expand(x_BHWC)
-        y_BHWC = self.project(self.depthwise(y_BHWC))
-        return x_BHWC + y_BHWC if self.has_skip else y_BHWC

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ _CLASSIFIER_INIT = jax.jit(
 Origin = Literal["torchvision", "keras"]
 
 
+@runtime_checkable
 class NetworkConfig(Protocol):
     """What the frozen config of a picture network holds beside its sizes; a dataclass."""
 

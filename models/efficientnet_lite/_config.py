@@ -7,7 +7,8 @@ import math
 
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
-from jgraph.models._layers import BlockSpec, round_channels
+from jgraph.models._inverted_residuals import BlockSpec
+from jgraph.models._layers import round_channels
 from jgraph.models._network import check_num_classes
 
 STEM_CHANNELS = 32

@@ -8,7 +8,8 @@ import math
 from jgraph._errors import InputError
 from jgraph._preprocessing import Preprocessing
 from jgraph.models._imagenet import symmetric_preprocessing, torchvision_preprocessing
-from jgraph.models._layers import BlockSpec, NormConfig, round_channels
+from jgraph.models._inverted_residuals import BlockSpec
+from jgraph.models._layers import NormConfig, round_channels
 from jgraph.models._network import Origin, check_num_classes, check_origin
 
 _FEATURE_SIZE = 1280

@@ -1,20 +1,14 @@
-"""MobileNetV2 as a Flax NNX module.
-
-Shape suffixes: B pictures, H height, W width, C channels.
-"""
+"""MobileNetV2 as a Flax NNX module."""
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
-from jaxtyping import Array
 
-from jgraph.models._layers import ConvNorm, InvertedResidual
-from jgraph.models._network import PictureNetwork
+from jgraph.models._inverted_residuals import InvertedResidualNetwork
 from jgraph.models.mobilenet_v2._config import MobileNetV2Config
 
 
-class MobileNetV2(PictureNetwork):
+class MobileNetV2(InvertedResidualNetwork):
     """MobileNetV2: a small picture network of inverted residual blocks.
 
     A new one is in training mode; `eval()` switches to the stored statistics and ends dropout.
@@ -36,46 +30,11 @@ class MobileNetV2(PictureNetwork):
     """
 
     def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs) -> None:
-        self.config = config
-        norm, relu6 = config.norm, jax.nn.relu6
-        self.stem = ConvNorm(
-            3,
-            config.stem_channels,
-            3,
-            norm=norm,
-            activation=relu6,
-            stride=2,
-            padding=1 if config.symmetric else "SAME",
+        super().__init__(
+            config,
+            config.blocks,
+            stem_channels=config.stem_channels,
+            norm=config.norm,
+            symmetric=config.symmetric,
             rngs=rngs,
         )
-        self.blocks = nnx.List(
-            [
-                InvertedResidual(spec, norm=norm, symmetric=config.symmetric, rngs=rngs)
-                for spec in config.blocks
-            ]
-        )
-        self.head = ConvNorm(
-            config.blocks[-1].out_channels,
-            config.feature_size,
-            1,
-            norm=norm,
-            activation=relu6,
-            rngs=rngs,
-        )
-        self.reset_classifier(config.num_classes, rngs=rngs)
-
-    @property
-    def stages(self) -> tuple[tuple[nnx.Module, ...], ...]:
-        """What is unfrozen together, in forward order: the stem, then each block.
-
-        The convolution after the last block belongs to the last entry. The classification head
-        belongs to none.
-        """
-        blocks = [(block,) for block in self.blocks]
-        return ((self.stem,), *blocks[:-1], (*blocks[-1], self.head))
-
-    def _feature_map(self, x_BHWC: Array) -> Array:
-        x_BHWC = self.stem(x_BHWC)
-        for block in self.blocks:
-            x_BHWC = block(x_BHWC)
-        return self.head(x_BHWC)
