@@ -41,6 +41,7 @@ def test_the_pictures_in_the_docs_are_what_the_script_draws(name: str, drawn: pa
     assert MOVES.sub("#", found) == MOVES.sub("#", kept)
 
 
+@pytest.mark.slow
 def test_repeats_are_one_box(drawn: pathlib.Path) -> None:
     words = re.findall(r">([^<>]+)<", (drawn / "train_step.svg").read_text("utf-8"))
     assert "blocks[0…99]" in words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -30,14 +29,6 @@ STRATEGIES = {
     "Pmap": jg.distribute.Pmap,
     "FSDP": lambda: jg.distribute.FSDP(min_size=16),
 }
-
-
-# One program under the strategy that could differ; the loop's own tests run each strategy.
-QUICK = ("Several tasks", "Pmap")
-CASES = [
-    pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow)
-    for case in itertools.product(PROGRAMS, STRATEGIES)
-]
 
 
 class Outcome(NamedTuple):
@@ -79,7 +70,9 @@ def test_every_program_is_tested() -> None:
         assert re.findall("devices|axis_name|psum|sharding|pmap|mesh", without_choice) == []
 
 
-@pytest.mark.parametrize(("program", "name"), CASES)
+@pytest.mark.slow  # the tests of the loop run each strategy
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_equals_one_device(program: str, name: str) -> None:
     one, many = on_one_device(program), run(program, STRATEGIES[name]())
     assert len(many.history) == len(one.history) >= 12
@@ -103,6 +96,7 @@ def test_learns(program: str, number: str) -> None:
     assert last[number] < 0.8 * first[number]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_untouched() -> None:
     one = on_one_device("Distillation")
     taught = arrays_of({"model": one.names["taught"]}, ("model",))

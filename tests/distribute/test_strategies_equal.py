@@ -36,7 +36,7 @@ def on_one_device(task: Any, train: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize("train", [pytest.param(by_the_loop, marks=pytest.mark.slow), by_steps])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "gpt"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", pytest.param("gpt", marks=pytest.mark.slow)])
 def test_five_steps(name: str, train: Any, strategy: Strategy, tasks: Any, close: Any) -> None:
     losses, model = train(tasks[name], strategy)
     want_losses, want = on_one_device(tasks[name], train)

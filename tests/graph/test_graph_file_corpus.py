@@ -30,7 +30,7 @@ QUICK = {
     *("while", "symbolic", "symbolic picture"),
 }
 """What every run of the tests passes through a file; the rest is slow in sum."""
-SLOW = {*LARGE, "gpt step"}
+SLOW = {*LARGE, "lite0", "gpt step"}
 SMALL = [name for name in CORPUS if name not in LARGE]
 # The same operations in another order round differently; sums of bfloat16 more so.
 TOLERANCE = 2e-5
