@@ -30,18 +30,21 @@ def run_script(pipe: int, script: str, arguments: list[str]) -> None:
         if code:
             _leave(pipe, code)
     except BaseException as error:  # noqa: BLE001  it is shown, and ends the process
+        _say_alone("hadn't called jgraph.distribute.initialize() yet")
         frame = error.__traceback__
         while frame is not None and frame.tb_frame.f_code.co_filename != script:
             frame = frame.tb_next  # what is below runs the script
         traceback.print_exception(type(error), error, frame or error.__traceback__)
         _leave(pipe, 1)
+    _say_alone("never called jgraph.distribute.initialize()")
+
+
+def _say_alone(reason: str) -> None:
     jax = sys.modules.get("jax")  # for the script to import, after what it sets before
-    if int(os.environ["JGRAPH_NUM_PROCESSES"]) > 1 and not (
-        jax and jax.distributed.is_initialized()
-    ):
+    joined = jax is not None and jax.distributed.is_initialized()
+    if int(os.environ["JGRAPH_NUM_PROCESSES"]) > 1 and not joined:
         print(
-            "jgraph: the script never called jgraph.distribute.initialize(), so this process ran "
-            "all of it by itself",
+            f"jgraph: the script {reason}, so this process ran all of it by itself",
             file=sys.stderr,
         )
 

@@ -17,7 +17,7 @@ from jax.extend.core import find_top_trace
 from jgraph._eager import ASKED, ASKED_LEVEL, THREAD, jit_is_off
 from jgraph._errors import InputError
 from jgraph.debug._friendly import FRIENDLY, friendly
-from jgraph.debug._notes import explain
+from jgraph.debug._notes import explain, explain_batch
 from jgraph.debug._tracebacks import trim
 
 # As the outermost code of any thread sees it.
@@ -95,6 +95,8 @@ def debug_mode(
             yield
     except Exception as error:
         explain(error, given)
+        if vmap == "batch":
+            explain_batch(error)
         trim(error)
         raise
     finally:

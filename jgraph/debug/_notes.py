@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jgraph.debug._frames import place_of_error
 
 _MARK = "jgraph: "
 _LONGEST = 300
+_TRACER_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 @contextlib.contextmanager
@@ -39,6 +41,18 @@ def explain(error: BaseException, given: Sequence[str] = ()) -> None:
     for sentence in given:
         if sentence not in told:
             error.add_note(f"{_MARK}before it, {sentence}")
+
+
+def explain_batch(error: BaseException) -> None:
+    """Add a note to JAX's error on a value that a tracer hasn't got, which in debug mode is rare.
+
+    In the body of `jax.vmap` an array stands for every example.
+    """
+    if isinstance(error, _TRACER_ERRORS):
+        error.add_note(
+            f'{_MARK}in the body of jax.vmap, jg.debug_mode(vmap="loop") gives plain arrays, '
+            "example by example"
+        )
 
 
 def _explain_module(error: BaseException) -> None:

@@ -190,6 +190,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "does not exist"
         if folder.exists():
             what = "has no module.json" if folder.is_dir() else "is a file"
+            if folder.suffix in (".zip", ".tar", ".tgz", ".gz"):
+                what = f"is an archive: jg.hub.load takes it, and jgraph hub info {folder} shows it"
         raise ModuleFormatError(f"{folder} must be a run or module folder, but it {what}")
     if path.is_symlink():
         raise ModuleIntegrityError(f"{path} must be a plain file, not a link")

@@ -76,8 +76,9 @@ class Cycle:
             if done == before and not skipped:
                 raise InputError(
                     "train data must give batches each time it is iterated, its epoch "
-                    f"{epoch} gave none, after {done} of {self._max_steps} steps; pass a list or "
-                    "an object whose __iter__ starts anew, not an iterator that runs dry"
+                    f"{epoch} gave none, after {done} of {self._max_steps} steps; pass a list that "
+                    "isn't empty, or an object whose __iter__ starts anew, not an iterator that "
+                    "runs dry"
                 )
             epoch, skipped = epoch + 1, 0
             self._begun.append((done, epoch))

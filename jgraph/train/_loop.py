@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import jax
 import optax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -60,7 +61,8 @@ def train_and_evaluate(
             attribute and index, as `{"layers": {0: {"kernel": …}}}`, and is given `value=loss`.
         train: what to train on and for how long.
         evals: by name, what to evaluate on and how often.
-        strategy: where it runs, from `jgraph.distribute`: one device (None), or many.
+        strategy: where it runs, from `jgraph.distribute`: one device (None), or many. Several
+            processes need one.
         trainable: NNX filter of the Params that get gradients, as
             `nnx.PathContains("head")`; the others stay as they are.
         freeze: globs of dotted paths, as `"backbone"` or `"blocks.[0-3]"`; what they match gets
@@ -85,7 +87,8 @@ def train_and_evaluate(
 
     Raises:
         NonFiniteError: (an InputError and FloatingPointError) a loss or update wasn't finite.
-        InputError: no trainable Param, empty data, or `loss_fn` returns something else.
+        InputError: no trainable Param, empty data, `loss_fn` returns something else, or there are
+            several processes and no strategy.
         CheckpointError: (an InputError) a checkpoint isn't this run's, or none is as it was
             written, or one couldn't be written.
         SystemExit: after SIGTERM with a `checkpoint`: the code is 143, or 42 where several
@@ -108,6 +111,7 @@ def train_and_evaluate(
     """
     evals = dict(evals or {})
     check_arguments(model, optimizer, train, evals, best)
+    _check_strategy(model, strategy)
     metric = _best_metric(best, checkpoint, evals)
     train = joined(train, strategy)
     evals = {name: joined(spec, strategy) for name, spec in evals.items()}
@@ -188,6 +192,19 @@ def check_arguments(
         train.check_calls(f"every_steps of {name!r}", spec.every_steps)
     if best is not None:
         _check_best(best[0], evals)
+
+
+def _check_strategy(model: nnx.Module, strategy: Strategy | None) -> None:
+    """Refuse to train one model in each of several processes, unless that is asked for."""
+    if strategy is not None or jax.process_count() == 1:
+        return
+    arrays = jax.tree.leaves(nnx.state(model, nnx.Param))
+    if all(getattr(array, "is_fully_addressable", True) for array in arrays):
+        raise InputError(
+            f"{jax.process_count()} processes need a strategy: "
+            "strategy=jg.distribute.auto() trains one model on the devices of all, "
+            "jg.distribute.OneDevice() one in each process, which nobody joins"
+        )
 
 
 def _check_best(name: str, evals: Mapping[str, EvalSpec]) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jgraph._errors import InputError
+from jgraph.debug import describe_bad
 from jgraph.distribute import Strategy
 from jgraph.train._batches import Work
 from jgraph.train._callbacks import Callback, StopTraining
@@ -28,6 +29,9 @@ from jgraph.train._step import Step
 _MAX_IN_FLIGHT = 4
 
 
+_REMEDY = "Lower the learning rate, clip gradients, or look at that step's batch in jg.debug_mode()"
+
+
 class NonFiniteError(InputError, FloatingPointError):
     """A training step's loss or update was NaN or infinite.
 
@@ -35,9 +39,12 @@ class NonFiniteError(InputError, FloatingPointError):
         step: the step, counted from 1.
         loss: its loss.
         where: which operation made it so, in a sentence; None where that isn't known.
+        remedy: what to do, in a sentence.
     """
 
-    def __init__(self, step: int, loss: float, where: str | None = None) -> None:
+    def __init__(
+        self, step: int, loss: float, where: str | None = None, remedy: str = _REMEDY
+    ) -> None:
         self.step = step
         self.loss = loss
         self.where = where
@@ -45,8 +52,7 @@ class NonFiniteError(InputError, FloatingPointError):
             f"loss and update must be finite, at step {step} the loss was {loss:g}"
             f"{' and the update was not finite' if math.isfinite(loss) else ''}: "
             f"{where or 'which operation made it so is not known'}. The model holds "
-            f"the state after step {step - 1}. Lower the learning rate, clip gradients, or look "
-            "at that step's batch in jg.debug_mode()"
+            f"the state after step {step - 1}. {remedy}"
         )
 
 
@@ -203,27 +209,31 @@ class Run:
         bad_step = int(call.health.bad_step)
         if bad_step:
             loss = float(call.health.bad_loss)
-            where, cause = self._locate(call, bad_step)
+            where, remedy, cause = self._locate(call, bad_step)
             if where is None and math.isfinite(loss):
                 where = (
                     "loss and gradients are finite, so it is the optimizer's own numbers, such as "
                     "its learning rate"
                 )
-            raise NonFiniteError(bad_step, loss, where) from cause
+            raise NonFiniteError(bad_step, loss, where, remedy) from cause
 
     def _settle_until(self, step: int) -> None:
         while self._in_flight and self._in_flight[0].first <= step:
             self._settle()
 
-    def _locate(self, call: _Call, bad_step: int) -> tuple[str | None, Exception | None]:
-        """Say what made a step not finite; with the error, if the step raises where it can."""
+    def _locate(self, call: _Call, bad_step: int) -> tuple[str | None, str, Exception | None]:
+        """Say what made a step not finite, and what to do; with the error that the step raises."""
         batch = call.work.batch
         if call.work.steps > 1:
             batch = jax.tree.map(lambda x: x[bad_step - call.first], batch)
         try:
-            return self._step.locate(batch), None
+            given = describe_bad(batch, "the batch")
+            if given is not None:
+                return given, "Mend the data, or leave such rows out", None
+            return self._step.locate(batch), _REMEDY, None
         except Exception as error:  # noqa: BLE001  such as a loss that sees its labels' values now
-            return f"taken again in debug mode it raised {type(error).__name__}: {error}", error
+            where = f"taken again in debug mode it raised {type(error).__name__}: {error}"
+            return where, "Mend what that names first", error
 
     def _close_window(self) -> None:
         window = self._step.take_window()

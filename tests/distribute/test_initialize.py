@@ -76,6 +76,48 @@ def test_the_traceback_of_the_first_that_failed_comes_last(
     assert "runpy" not in last
 
 
+def test_one_that_fails_by_itself_is_said_to_be(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "raise ValueError('early')") == 1
+    error = capfd.readouterr().err
+    assert "the script hadn't called jgraph.distribute.initialize() yet, so this proc" in error
+    assert error.rstrip().endswith("ValueError: early")
+
+
+ALONE = """
+import jax.numpy as jnp
+import optax
+from flax import nnx
+import jgraph as jg
+
+jg.distribute.initialize()
+model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+train = jg.TrainSpec([{"x": jnp.ones((2, 1))}], 1)
+for call in (
+    lambda: jg.train_and_evaluate(
+        model, lambda model, batch: model(batch["x"])[:, 0], optax.sgd(0.1), train=train
+    ),
+    lambda: jg.Checkpoint("saved").save(1, force=True, model=model),
+):
+    try:
+        call()
+    except jg.InputError as error:
+        print(error)
+"""
+
+
+def test_processes_that_would_train_a_model_each_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, ALONE) == 0
+    out = capfd.readouterr().out.splitlines()
+    for process in (0, 1):
+        first, second = (line for line in out if line.startswith(f"[{process}] "))
+        assert "2 processes need a strategy: strategy=jg.distribute.auto() trains one" in first
+        assert "2 processes save arrays on the devices of all, 'model." in second
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

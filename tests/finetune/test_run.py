@@ -229,3 +229,6 @@ def test_a_module_is_no_run(tmp_path: Path) -> None:
     path = hub.publish(tmp_path / "a module", model, inputs={"x": row}, train=False)
     with pytest.raises(ModuleFormatError, match=r"it is a module: .* jgraph hub info '.*a module'"):
         jg.load_run(path)
+    archive = hub.push(path, tmp_path / "module.zip")
+    with pytest.raises(ModuleFormatError, match=r"it is an archive: jg.hub.load takes it, and jgr"):
+        jg.load_run(archive)

@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(disable_jit: boo
         train_and_evaluate(models[0], classify, optax.adam(0.01), train=spec)
         message = (
             r"at step 3 the loss was nan: the batch\['x'\] holds NaN \(.* The model holds the "
-            r"state after step 2\. Lower"
+            r"state after step 2\. Mend the data"
         )
         with pytest.raises(NonFiniteError, match=message) as caught:
             train_and_evaluate(models[1], classify, optax.adam(0.01), train=TrainSpec(bad, 50, 2))
@@ -321,6 +321,18 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(disable_jit: boo
     assert caught.value.step == 3
     assert np.isnan(caught.value.loss)
     assert_same(*models)
+
+
+def test_a_wrong_label_is_to_be_mended_not_the_learning_rate() -> None:
+    batch = class_batches(1)[0]
+    wrong = {**batch, "y": np.full_like(batch["y"], 99)}
+    message = (
+        r"InputError: labels must lie in .*\. The model holds .*\. Mend what that names first$"
+    )
+    with pytest.raises(NonFiniteError, match=message):
+        train_and_evaluate(
+            Network(nnx.Rngs(0)), classify, optax.adam(0.01), train=TrainSpec([wrong], 2)
+        )
 
 
 def test_an_update_that_is_not_finite_stops_as_well() -> None:

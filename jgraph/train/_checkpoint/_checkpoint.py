@@ -326,6 +326,7 @@ class Checkpoint:
         """Save arrays by path, due or not; see `save`."""
         if step < 0:
             raise InputError(f"step must be at least 0, got {step}")
+        _check_shared(arrays)
         try:
             copied = json.loads(json.dumps(dict(info)))  # what is written must not change meanwhile
         except (TypeError, ValueError) as error:
@@ -379,6 +380,17 @@ class Checkpoint:
                 f"folder from a copy, or start anew in another folder:\n  {lines}"
             )
         return _NONE
+
+
+def _check_shared(arrays: Mapping[str, jax.Array]) -> None:
+    """Refuse arrays of this process alone, where several write one checkpoint."""
+    own = [name for name, array in arrays.items() if array.is_fully_addressable]
+    if own and jax.process_count() > 1:
+        raise InputError(
+            f"{jax.process_count()} processes save arrays on the devices of all, {own[0]!r} is on "
+            "those of this one; train with strategy=jg.distribute.auto(), or place it by the "
+            "strategy's put"
+        )
 
 
 def _parts(restore: str | Sequence[str]) -> list[str] | None:
