@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from jgraph._errors import PictureError
 from jgraph._finetune._console import Console
 from jgraph._finetune._features import embed
-from jgraph._finetune._settings import Settings
+from jgraph._finetune._settings import BATCH_SIZE, Settings
 from jgraph.data import (
     PictureSet,
     Splits,
@@ -115,7 +115,7 @@ def gather(model: Classifier, splits: Splits, settings: Settings, console: Conso
     paths = tuple(path for part in found.values() for path in part.paths)
     labels = np.concatenate([part.labels for part in found.values()])
     roles = np.repeat(list(found), [len(part) for part in found.values()]).astype("<U8")
-    if settings.batch_size > len(paths):
+    if settings.batch_size > len(paths) and settings.batch_size != BATCH_SIZE:
         console.notice(
             f"the batch size {settings.batch_size} is more than the {len(paths)} pictures; "
             f"{len(paths)} is used"

@@ -24,7 +24,7 @@ from jgraph._finetune._report import CurveRow
 from jgraph._finetune._run import OnBadPicture, Run, load_run
 from jgraph._finetune._save import RUNS, Finished, point_latest, save
 from jgraph._finetune._score import Score
-from jgraph._finetune._settings import Settings
+from jgraph._finetune._settings import BATCH_SIZE, Settings
 from jgraph._finetune._unfinished import Unfinished, reopen, reserve
 from jgraph._finetune._unfreeze import Tuned, fine_tune, predict, set_head
 from jgraph.debug import asked_mode, debug_mode
@@ -39,7 +39,7 @@ def finetune(
     *,
     backbone: str = "efficientnet_lite0",
     epochs: int = 5,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     learning_rate: float = 1e-3,
     image_size: int | None = None,
     unfreeze: str = "none",

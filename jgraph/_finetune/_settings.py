@@ -13,6 +13,7 @@ from jgraph._finetune._backbone import is_handle, usable
 from jgraph._finetune._run import OnBadPicture
 from jgraph._suggest import did_you_mean
 
+BATCH_SIZE = 32  # where nobody asks for another
 _UNFREEZE = re.compile(r"none|all|last:([1-9][0-9]*)")
 
 

@@ -175,3 +175,5 @@ def test_a_class_with_one_picture_that_can_be_read(paint):
 def test_a_batch_beyond_the_data_is_clamped(paint):
     _, console, _ = collect(paint(Path("pets"), SMALL), batch_size=1000)
     assert console.notices == ["the batch size 1000 is more than the 10 pictures; 10 is used"]
+    _, console, _ = collect(Path("pets"), batch_size=32)  # which nobody has asked for
+    assert not console.notices

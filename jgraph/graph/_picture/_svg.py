@@ -186,14 +186,15 @@ class _Painter:
         for i, child in enumerate(box.children):
             if i not in has_line or child.view.node.kind == "input":
                 continue
-            y = child.bottom + GAP - 12
             straight = (e.target for e in box.view.lines if e.source == i and e.lane is None)
             ways = [box.children[t].axis_x - child.axis_x for t in straight if t < last]
-            if ways and max(ways) > 0.5 and min(ways) > -0.5:  # curves to the right would cross it
-                place = {"text_anchor": "end"}
-                self.parts.append(_text(child.axis_x - 7, y, 9.8, child.view.shape, "m s", **place))
-            else:
-                self.parts.append(_text(child.axis_x + 7, y, 9.8, child.view.shape, "m s"))
+            right, left = max(ways, default=0) > 0.5, min(ways, default=0) < -0.5
+            # Beside the line, where no curve crosses it: between two, below them.
+            anchor = "middle" if right and left else "end" if right else "start"
+            x = child.axis_x + {"start": 7, "middle": 0, "end": -7}[anchor]
+            y = child.bottom + GAP - (4 if anchor == "middle" else 12)
+            words = _text(x, y, 9.8, child.view.shape, "m s", text_anchor=anchor)
+            self.parts.append(words)
 
 
 def inside(view: View) -> str:
@@ -257,7 +258,9 @@ def svg(root: View, title: str) -> str:
         An SVG document.
     """
     box, hottest = layout(root), heat_scale(root)
-    width = max(_LEAST_WIDTH, box.width + 2 * _MARGIN, text_width(title, 20) + 260)
+    words = summary(root)
+    needed = 2 * _MARGIN + 170 + text_width(words, 11.5)
+    width = max(_LEAST_WIDTH, box.width + 2 * _MARGIN, text_width(title, 20) + 260, needed)
     height = box.height + _TITLE + _MARGIN
     dx = (width - box.width) / 2
     painter = _Painter(hottest)
@@ -269,7 +272,7 @@ def svg(root: View, title: str) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style>{_MARKERS}",
         f'<rect {size} fill="#fcfcfb"/>',
         _text(_MARGIN, 42, 20, title, font_weight="650"),
-        _text(_MARGIN, 61, 11.5, fit(summary(root), width - 2 * _MARGIN - 170, 11.5), "s"),
+        _text(_MARGIN, 61, 11.5, words, "s"),
         _legend(width - _MARGIN, 32, hottest),
         f'<g transform="translate({_number(dx)} {_number(_TITLE)})">',
         *painter.parts,
