@@ -13,6 +13,10 @@ from jgraph.debug._frames import place_of_error
 
 _MARK = "jgraph: "
 _LONGEST = 300
+_LOOP = (
+    f'{_MARK}in the body of jax.vmap, jg.debug_mode(vmap="loop") gives plain arrays, example by '
+    "example"
+)
 _TRACER_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
@@ -44,15 +48,12 @@ def explain(error: BaseException, given: Sequence[str] = ()) -> None:
 
 
 def explain_batch(error: BaseException) -> None:
-    """Add a note to JAX's error on a value that a tracer hasn't got, which in debug mode is rare.
+    """Add a note, once, to JAX's error on a value that a tracer hasn't got.
 
-    In the body of `jax.vmap` an array stands for every example.
+    In debug mode few are left: in the body of `jax.vmap` an array stands for every example.
     """
-    if isinstance(error, _TRACER_ERRORS):
-        error.add_note(
-            f'{_MARK}in the body of jax.vmap, jg.debug_mode(vmap="loop") gives plain arrays, '
-            "example by example"
-        )
+    if isinstance(error, _TRACER_ERRORS) and _LOOP not in getattr(error, "__notes__", ()):
+        error.add_note(_LOOP)
 
 
 def _explain_module(error: BaseException) -> None:
