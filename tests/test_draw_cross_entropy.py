@@ -41,6 +41,7 @@ def test_the_picture_in_the_docs_is_what_the_script_draws(
     np.testing.assert_allclose(found, want, atol=0.11)
 
 
+@pytest.mark.slow
 def test_the_curves_are_the_textbook(script: types.ModuleType) -> None:
     z, found = script.curves()
     x = np.asarray(z, np.float64)

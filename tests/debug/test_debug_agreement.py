@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 TEN_OPTIMIZERS = (
     *("adam", "adamw", "sgd", "momentum", "rmsprop", "lamb", "lion", "adagrad", "chain", "yogi"),
 )
-QUICK_OPERATIONS = {"loops", "branches", "remat", "own rules", "half precision"}
+QUICK_OPERATIONS = {"loops", "branches", "remat", "own rules"}
 QUICK_LOSSES = {
     *("sparse_softmax_cross_entropy", "linear_softmax_cross_entropy", "in chunks", "focal"),
     *("ordinal", "huber", "poisson_nll", "kl", "triplet", "map_objective"),

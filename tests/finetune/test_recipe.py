@@ -140,6 +140,7 @@ def test_files_that_are_no_pictures_are_named(paint, capsys):
     assert "and 1 more" in (run.folder / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_every_kind_of_picture_works(paint):
     from PIL import Image
 

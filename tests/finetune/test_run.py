@@ -99,6 +99,7 @@ def test_evaluate_counts_what_predict_says(run, finished, monkeypatch):
     assert score.correct == sum(a == b for a, b in zip(labels, named, strict=True))
 
 
+@pytest.mark.slow
 def test_evaluate_prefers_test_then_val_then_what_is_there(run, paint, tmp_path):
     paint(tmp_path / "train", {"dots": 3})
     assert run.evaluate(tmp_path).count == 3

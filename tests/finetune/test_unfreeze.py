@@ -94,6 +94,7 @@ def test_worse_weights_are_taken_back(big, monkeypatch, capsys):
     assert "discarded: the head alone was better" in (run.folder / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_measured_losses_decide(big):
     """Nothing forced: whatever is kept is the better one, by an independent computation."""
     frozen = jg.finetune(big, verbose=False)
@@ -195,6 +196,7 @@ def test_more_stages_than_there_are_is_refused_before_the_work(big):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_beyond_the_training_pictures_is_clamped(big, capsys):
     run = jg.finetune(big, unfreeze="last:1", epochs=1, batch_size=45)
     notice = "the batch size 45 is more than the 40 pictures to train on; 40 is used"
@@ -202,6 +204,7 @@ def test_a_batch_beyond_the_training_pictures_is_clamped(big, capsys):
     assert "batches of 40" in (run.folder / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits(big):
     runs = [
         jg.finetune(big, unfreeze="all", epochs=2, seed=seed, out=f"run{i}", verbose=False)

@@ -501,6 +501,7 @@ def test_a_loaded_graph_is_traced_again_with_open_sizes(tmp_path):
     assert jg.Graph.load(tmp_path / "b.graph").apply({}, x)[0] == area(x)
 
 
+@pytest.mark.slow
 def test_a_loss_with_whole_numbers_is_saved_with_open_sizes(tmp_path):
     (b,) = jax.export.symbolic_shape("b")
     logits, labels = (
