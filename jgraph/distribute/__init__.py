@@ -9,6 +9,8 @@ from jgraph.distribute._data_parallel import DataParallel as DataParallel
 from jgraph.distribute._fsdp import FSDP as FSDP
 from jgraph.distribute._hosts import agreed as agreed
 from jgraph.distribute._hosts import gathered as gathered
+from jgraph.distribute._hosts import is_local as is_local
+from jgraph.distribute._hosts import on_each_host as on_each_host
 from jgraph.distribute._hosts import wait_for_all as wait_for_all
 from jgraph.distribute._initialize import initialize as initialize
 from jgraph.distribute._one_device import OneDevice as OneDevice

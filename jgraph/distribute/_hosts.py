@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -48,6 +48,30 @@ def gathered(value: _T) -> list[_T]:
         return [pickle.loads(head[_LENGTH:]) for head in found]
     # A power of two, since each size compiles a program.
     return [pickle.loads(m) for m in _exchanged(message, 1 << (longest - 1).bit_length())]
+
+
+def is_local(tree: Any) -> bool:
+    """Return whether no array of a pytree is spread over other processes' devices, too.
+
+    Example:
+        >>> is_local({"x": np.ones(3)})
+        True
+    """
+    return all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
+
+
+def on_each_host(tree: Any) -> Any:
+    """Return a pytree with arrays spread over processes as whole NumPy arrays; all must call this.
+
+    Example:
+        >>> on_each_host({"x": np.ones(3)})
+        {'x': array([1., 1., 1.])}
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils  # few programs run as several processes
+
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _exchanged(message: bytes, size: int) -> list[bytes]:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -191,7 +192,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if folder.exists():
             what = "has no module.json" if folder.is_dir() else "is a file"
             if folder.suffix in (".zip", ".tar", ".tgz", ".gz"):
-                what = f"is an archive: jg.hub.load takes it, and jgraph hub info {folder} shows it"
+                command = f"jgraph hub info {shlex.quote(str(folder))}"
+                what = f"is an archive: jg.hub.load takes it, and {command} shows it"
         raise ModuleFormatError(f"{folder} must be a run or module folder, but it {what}")
     if path.is_symlink():
         raise ModuleIntegrityError(f"{path} must be a plain file, not a link")

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jgraph._errors import InputError
 from jgraph.debug import debuggable
-from jgraph.distribute import Prefetch, Strategy
+from jgraph.distribute import Prefetch, Strategy, is_local
 from jgraph.train._batches import put_work, stacked
 from jgraph.train._callbacks import Callback
 from jgraph.train._checkpoint import Checkpoint
@@ -198,8 +198,7 @@ def _check_strategy(model: nnx.Module, strategy: Strategy | None) -> None:
     """Refuse to train one model in each of several processes, unless that is asked for."""
     if strategy is not None or jax.process_count() == 1:
         return
-    arrays = jax.tree.leaves(nnx.state(model, nnx.Param))
-    if all(getattr(array, "is_fully_addressable", True) for array in arrays):
+    if is_local(nnx.state(model, nnx.Param)):
         raise InputError(
             f"{jax.process_count()} processes need a strategy: "
             "strategy=jg.distribute.auto() trains one model on the devices of all, "

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jgraph._errors import InputError
 from jgraph.debug import describe_bad
-from jgraph.distribute import Strategy
+from jgraph.distribute import Strategy, is_local, on_each_host
 from jgraph.train._batches import Work
 from jgraph.train._callbacks import Callback, StopTraining
 from jgraph.train._carry import Health
@@ -227,9 +227,14 @@ class Run:
         if call.work.steps > 1:
             batch = jax.tree.map(lambda x: x[bad_step - call.first], batch)
         try:
+            spread = not is_local(batch)
+            if spread:  # the step is bad in every process, so all come here
+                batch = on_each_host(batch)
             given = describe_bad(batch, "the batch")
             if given is not None:
                 return given, "Mend the data, or leave such rows out", None
+            if spread:
+                return "the operation that made it so is looked for in one process", _REMEDY, None
             return self._step.locate(batch), _REMEDY, None
         except Exception as error:  # noqa: BLE001  such as a loss that sees its labels' values now
             where = f"taken again in debug mode it raised {type(error).__name__}: {error}"

@@ -99,6 +99,13 @@ for call in (
         model, lambda model, batch: model(batch["x"])[:, 0], optax.sgd(0.1), train=train
     ),
     lambda: jg.Checkpoint("saved").save(1, force=True, model=model),
+    lambda: jg.train_and_evaluate(
+        model,
+        lambda model, batch: model(batch["x"])[:, 0],
+        optax.sgd(0.1),
+        train=jg.TrainSpec([{"x": jnp.array([[1.0], [1.0], [jnp.nan], [1.0]])}], 1),
+        strategy=jg.distribute.auto(),
+    ),
 ):
     try:
         call()
@@ -113,9 +120,10 @@ def test_processes_that_would_train_a_model_each_are_told(
     assert run(tmp_path, ALONE) == 0
     out = capfd.readouterr().out.splitlines()
     for process in (0, 1):
-        first, second = (line for line in out if line.startswith(f"[{process}] "))
+        first, second, third = (line for line in out if line.startswith(f"[{process}] "))
         assert "2 processes need a strategy: strategy=jg.distribute.auto() trains one" in first
         assert "2 processes save arrays on the devices of all, 'model." in second
+        assert "the batch['x'] holds NaN (1 of 4 values, in row 2 and no other)" in third
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jgraph._arrays import own
 from jgraph._errors import InputError
+from jgraph.distribute import is_local
 from jgraph.graph import named_variables
 from jgraph.train._step import Step
 
@@ -34,6 +35,21 @@ def arrays_of(state: Mapping[str, Any]) -> dict[str, Any]:
         array = jnp.asarray(leaf)
         found[name] = jax.random.key_data(array) if is_key(array) else array
     return found
+
+
+def check_shared(arrays: Mapping[str, jax.Array]) -> None:
+    """Refuse arrays of this process alone, where several write one checkpoint.
+
+    Raises:
+        InputError: one is; it says which, and how to place it.
+    """
+    alone = [name for name, array in arrays.items() if is_local(array)]
+    if alone and jax.process_count() > 1:
+        raise InputError(
+            f"{jax.process_count()} processes save arrays on the devices of all, {alone[0]!r} is "
+            "on those of this one; train with strategy=jg.distribute.auto(), or place it by the "
+            "strategy's put"
+        )
 
 
 def set_arrays(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

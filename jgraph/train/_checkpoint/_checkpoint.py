@@ -18,7 +18,7 @@ import numpy as np
 from jgraph._errors import CheckpointError, CheckpointIntegrityError, InputError
 from jgraph.distribute import agreed, wait_for_all
 from jgraph.train._checkpoint import _folder
-from jgraph.train._checkpoint._arrays import arrays_of, set_arrays
+from jgraph.train._checkpoint._arrays import arrays_of, check_shared, set_arrays
 from jgraph.train._checkpoint._folder import Manifest, step_folder
 from jgraph.train._checkpoint._orbax import Writer, read_arrays
 from jgraph.train._match import array_type, check_arrays, check_parts, part_of
@@ -326,7 +326,7 @@ class Checkpoint:
         """Save arrays by path, due or not; see `save`."""
         if step < 0:
             raise InputError(f"step must be at least 0, got {step}")
-        _check_shared(arrays)
+        check_shared(arrays)
         try:
             copied = json.loads(json.dumps(dict(info)))  # what is written must not change meanwhile
         except (TypeError, ValueError) as error:
@@ -380,17 +380,6 @@ class Checkpoint:
                 f"folder from a copy, or start anew in another folder:\n  {lines}"
             )
         return _NONE
-
-
-def _check_shared(arrays: Mapping[str, jax.Array]) -> None:
-    """Refuse arrays of this process alone, where several write one checkpoint."""
-    own = [name for name, array in arrays.items() if array.is_fully_addressable]
-    if own and jax.process_count() > 1:
-        raise InputError(
-            f"{jax.process_count()} processes save arrays on the devices of all, {own[0]!r} is on "
-            "those of this one; train with strategy=jg.distribute.auto(), or place it by the "
-            "strategy's put"
-        )
 
 
 def _parts(restore: str | Sequence[str]) -> list[str] | None:
