@@ -106,6 +106,13 @@ for call in (
         train=jg.TrainSpec([{"x": jnp.array([[1.0], [1.0], [jnp.nan], [1.0]])}], 1),
         strategy=jg.distribute.auto(),
     ),
+    lambda: jg.train_and_evaluate(
+        model,
+        lambda model, batch: jnp.log(-(model(batch["x"])[:, 0] ** 2) - 1),
+        optax.sgd(0.1),
+        train=train,
+        strategy=jg.distribute.auto(),
+    ),
 ):
     try:
         call()
@@ -120,10 +127,11 @@ def test_processes_that_would_train_a_model_each_are_told(
     assert run(tmp_path, ALONE) == 0
     out = capfd.readouterr().out.splitlines()
     for process in (0, 1):
-        first, second, third = (line for line in out if line.startswith(f"[{process}] "))
+        first, second, third, fourth = (line for line in out if line.startswith(f"[{process}] "))
         assert "2 processes need a strategy: strategy=jg.distribute.auto() trains one" in first
         assert "2 processes save arrays on the devices of all, 'model." in second
         assert "the batch['x'] holds NaN (1 of 4 values, in row 2 and no other)" in third
+        assert "the operation that made it so is looked for in one process" in fourth
 
 
 @pytest.mark.parametrize(
